@@ -1,0 +1,306 @@
+//! Operations: work of several steps, journaled, so that it goes on after any crash and anybody may watch it.
+
+use crate::{
+    Code, ContainerId, Descriptor, Error, Fd, ImageName, Labels, OperationId, Page, Paging,
+    Platform, Timestamp,
+    containers::{Container, Options, Runtime},
+    tasks::{Exit, Task},
+    transfer::Access,
+};
+use serde::{Deserialize, Serialize};
+
+service! {
+    /// Long work. The operation id of a [`Start`] call is the operation's id, so starting twice starts once.
+    Operations = "operations" {
+        write start(Start) -> Operation;
+        read get(Get) -> Operation;
+        read list(List) -> Page<Operation>;
+        stream watch(Watch) -> Operation;
+        write cancel(Cancel) -> Operation;
+    } emits {
+        "/operations/start" => Started;
+        "/operations/end" => Ended;
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Work {
+    /// Brings an image in and unpacks it.
+    Pull(Pull),
+    /// Sends an image to a registry.
+    Push(Push),
+    /// Reads an archive.
+    Import(Import),
+    /// Writes an archive.
+    Export(Export),
+    /// Unpacks an image that is here.
+    Unpack(Unpack),
+    /// Makes a container from an image or a spec.
+    Create(CreateContainer),
+    /// Pulls if missing, makes a container, creates and starts its task.
+    Run(CreateContainer),
+    /// Deletes a container, its task first when forced, and its snapshot.
+    Remove(Remove),
+    /// Collects garbage.
+    Collect(Collect),
+}
+
+/// Brings an image in: resolve, fetch, unpack while fetching, make one durable, name it. Result: [`Outcome::Image`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pull {
+    /// As a user types it.
+    pub reference: String,
+    /// `linux/arm64/v8`; empty for this machine's.
+    pub platform: String,
+    /// Fetch every platform of an index; this machine's (or `platform`) is unpacked.
+    pub all_platforms: bool,
+    /// Snapshot driver; empty for the node's default.
+    pub snapshotter: String,
+    /// Only fetch.
+    pub no_unpack: bool,
+    /// Labels of the image record.
+    pub labels: Labels,
+    /// How to reach the registry. Never journaled.
+    pub access: Access,
+}
+
+/// Sends an image. Result: [`Outcome::Image`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Push {
+    /// The image that is here, as a user types it.
+    pub image: String,
+    /// Where to; empty for the image's own name.
+    pub reference: String,
+    /// Only this platform; empty for all that are here.
+    pub platform: String,
+    /// How to reach the registry. Never journaled.
+    pub access: Access,
+}
+
+/// Reads an archive. Result: [`Outcome::Images`]. The archive is a live stream: after a crash the work fails and says so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Import {
+    /// The archive.
+    pub archive: Fd,
+    /// Prefix for images that the archive names by tag only.
+    pub prefix: String,
+    /// Snapshot driver; empty for the node's default.
+    pub snapshotter: String,
+    /// Only store.
+    pub no_unpack: bool,
+}
+
+/// Writes an archive. Result: [`Outcome::Images`]. After a crash the work fails and says so.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Export {
+    /// Image names as a user types them.
+    pub images: Vec<String>,
+    /// Only this platform; empty for all that are here.
+    pub platform: String,
+    /// Receives the archive.
+    pub archive: Fd,
+}
+
+/// Unpacks an image that is here. Result: [`Outcome::Image`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unpack {
+    /// As a user types it.
+    pub image: String,
+    /// Empty for this machine's.
+    pub platform: String,
+    /// Snapshot driver; empty for the node's default.
+    pub snapshotter: String,
+}
+
+/// Makes a container. Result: [`Outcome::Container`], with [`Work::Run`] [`Outcome::Task`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// As a user types it; empty together with a whole `spec` and no root file system of ours.
+    pub image: String,
+    /// What the user asks for; ignored parts are refused when `spec` is given.
+    pub options: Options,
+    /// A whole OCI spec as JSON text instead of `options`.
+    pub spec: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Which shim runs it.
+    pub runtime: Runtime,
+    /// Snapshot driver; empty for the node's default.
+    pub snapshotter: String,
+    /// Empty for this machine's.
+    pub platform: String,
+    /// How to reach the registry when the image must be pulled. Never journaled.
+    pub access: Access,
+    /// Pull even when the name is here: `missing` (default, empty), `always`, `never`.
+    pub pull: String,
+}
+
+/// Deletes a container. Result: [`Outcome::Exit`] when a task was deleted too, else [`Outcome::None`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Remove {
+    /// Its id.
+    pub id: ContainerId,
+    /// Whether a running task is killed first. A stopped one is deleted anyway.
+    pub force: bool,
+    /// Whether the snapshot stays.
+    pub keep_snapshot: bool,
+}
+
+/// Collects garbage. Result: [`Outcome::Collected`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Collect {}
+
+/// Begins work, or finds what this operation id began before. Answers at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// The work.
+    pub work: Work,
+}
+
+/// How an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Under way.
+    Running,
+    /// Finished; `result` is set.
+    Done,
+    /// Ended with `error`.
+    Failed,
+    /// Ended by a user.
+    Cancelled,
+}
+
+/// One operation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its id.
+    pub id: OperationId,
+    /// `pull`, `push`, `import`, `export`, `unpack`, `create`, `run`, `remove`, `collect`.
+    pub kind: String,
+    /// What it is about, for people: an image or container name.
+    pub subject: String,
+    /// Running, done, failed or cancelled.
+    pub state: State,
+    /// Part by part, in the order the parts were met.
+    pub progress: Vec<Part>,
+    /// Set when done.
+    pub result: Option<Outcome>,
+    /// Set when failed.
+    pub error: Option<Error>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it last moved.
+    pub updated_at: Timestamp,
+    /// How often it was picked up again after a crash.
+    pub resumed: u32,
+}
+
+/// How far one part is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// A digest, or a step's name.
+    pub name: String,
+    /// `waiting`, `resolving`, `fetching`, `unpacking`, `committing`, `exists`, `done`, …
+    pub phase: String,
+    /// Bytes done in this phase.
+    pub offset: u64,
+    /// Bytes in all; 0 when unknown.
+    pub total: u64,
+}
+
+/// What finished work answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Nothing to say.
+    None,
+    /// An image, with the platform that was unpacked and the name of its snapshot.
+    Image(PulledImage),
+    /// Several images.
+    Images(Vec<PulledImage>),
+    /// A container.
+    Container(Container),
+    /// A started task.
+    Task(Task),
+    /// How a task ended.
+    Exit(Exit),
+    /// What was collected.
+    Collected(crate::gc::Collected),
+}
+
+/// An image that work has dealt with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PulledImage {
+    /// Full name.
+    pub name: ImageName,
+    /// Manifest or index.
+    pub target: Descriptor,
+    /// For which platform it was unpacked.
+    pub platform: Option<Platform>,
+    /// Name of the committed snapshot of its top layer; empty when not unpacked.
+    pub snapshot: String,
+    /// Driver that holds it; empty when not unpacked.
+    pub snapshotter: String,
+}
+
+/// Looks up one operation. Errors: `NotFound`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Get {
+    /// Its id.
+    pub id: OperationId,
+}
+
+/// Lists operations of the caller's namespace, newest first. Filter fields: `id`, `kind`, `state`, `subject`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct List {
+    /// Which part.
+    pub paging: Paging,
+}
+
+/// Shows an operation now, at every step (at most every 100 ms) and when it ends. Errors: `NotFound`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Watch {
+    /// Its id.
+    pub id: OperationId,
+}
+
+/// Stops running work and undoes what was not finished. An ended operation stays as it is. Errors: `NotFound`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Its id.
+    pub id: OperationId,
+}
+
+/// Work began.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Started {
+    /// The operation.
+    pub id: OperationId,
+    /// `pull`, …
+    pub kind: String,
+    /// Image or container name.
+    pub subject: String,
+}
+
+/// Work ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    /// The operation.
+    pub id: OperationId,
+    /// `pull`, …
+    pub kind: String,
+    /// Image or container name.
+    pub subject: String,
+    /// Done, failed or cancelled.
+    pub state: State,
+    /// Class of the failure.
+    pub code: Option<Code>,
+}
