@@ -13,8 +13,10 @@
 //! bound and never for a time; it owns its folders, ports, mounts and processes, and leaves none.
 //! The harness knows only the HTTP surface, so it links neither a service nor the supervisor.
 
+pub mod containerd;
 pub mod http;
 pub mod image;
+pub mod node;
 pub mod process;
 pub mod registry;
 

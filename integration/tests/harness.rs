@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use integration::Outcome;
+use integration::containerd::Containerd;
 use integration::http::Client;
 use integration::image::{
     Compression, Dialect, Entry, Image, Layer, Packed, index, sample, sha256,
@@ -13,8 +14,17 @@ use integration::image::{
 use integration::process::{run, until};
 use integration::registry::Registry;
 
-/// A layer with one member of each kind.
+/// A layer with one member of each kind that tar knows.
 fn everything() -> Layer {
+    usual().with(&Entry::sparse(
+        "d/holes",
+        1 << 20,
+        &[(4096, &[1; 512]), (1 << 19, &[2; 512])],
+    ))
+}
+
+/// A layer with one member of each kind that containerd knows.
+fn usual() -> Layer {
     Layer::new()
         .with(&Entry::dir("d").mode(0o2750).owner(7, 8))
         .with(
@@ -35,11 +45,6 @@ fn everything() -> Layer {
                 .xattr("user.colour", b"blue")
                 .capabilities(1 << 13),
         )
-        .with(&Entry::sparse(
-            "d/holes",
-            1 << 20,
-            &[(4096, &[1; 512]), (1 << 19, &[2; 512])],
-        ))
         .with(&Entry::whiteout("d/gone"))
         .with(&Entry::opaque("d"))
 }
@@ -252,5 +257,27 @@ async fn a_wait_ends_with_an_error_that_names_what_did_not_come() -> Outcome {
     .await;
     let error = missed.expect_err("nothing came").to_string();
     assert!(error.starts_with("the moon answers: not within"), "{error}");
+    Ok(())
+}
+
+#[actix_rt::test]
+async fn the_peer_pulls_and_runs_a_built_image() -> Outcome {
+    let registry = Registry::start().await?;
+    let image = sample::busybox()?
+        .layer(usual().pack(Compression::Zstd)?)
+        .pack();
+    let name = registry.push(&image, "library/busybox", "1").await?;
+    let mut peer = Containerd::start(&std::env::temp_dir()).await?;
+    peer.run(&["images", "pull", "--plain-http", &name])?;
+    assert_eq!(
+        peer.run(&["run", "--rm", &name, "one", "/bin/echo", "hi"])?,
+        "hi\n"
+    );
+    assert!(
+        peer.run(&["snapshots", "list"])?
+            .contains(&image.chain_id())
+    );
+    peer.restart().await?;
+    assert!(peer.run(&["images", "list", "--quiet"])?.contains(&name));
     Ok(())
 }
