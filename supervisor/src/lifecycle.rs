@@ -1,0 +1,700 @@
+//! What becomes of every process and plugin: a pure state machine, (input, now) → outputs.
+//!
+//! All processes are spawned at once. A plugin is told to start when everything it requires is ready *or has had its
+//! chance* (failed once, was stopped, or is stuck past [`Timing::patience`]): so the order of the graph holds when all
+//! is well, and a broken plugin holds up nobody. `now` is the time since the supervisor began.
+
+use crate::{
+    graph::{Graph, SUPERVISOR},
+    restart::{History, Pause, Policy},
+    standing::{self, Own, Standing},
+};
+use contracts::{Error, PluginId, plugin::State};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// How long the supervisor waits for a process.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// For its hello; then it is killed. 30 s: dropping privileges takes 1 ms, but a machine may be very busy.
+    pub hello: Duration,
+    /// For a plugin to become ready before its dependants start without it. 10 s.
+    pub patience: Duration,
+    /// Between asking it to stop and killing it. 5 s: longer than a process waits for what is in flight.
+    pub stop: Duration,
+    /// For its exit after it refused to start or hung up. 1 s.
+    pub farewell: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            hello: Duration::from_secs(30),
+            patience: Duration::from_secs(10),
+            stop: Duration::from_secs(5),
+            farewell: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Something that happened. Processes are numbered as in the manifest.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The supervisor begins.
+    Begin,
+    /// A process could not be made.
+    NotSpawned(usize, String),
+    /// A process has dropped its privileges.
+    Hello(usize),
+    /// A plugin answers calls.
+    Ready(PluginId),
+    /// A plugin refused to start, or says why its process is about to end.
+    Refused(PluginId, Error),
+    /// A process hung up its control link, or broke its protocol.
+    HungUp(usize, String),
+    /// A process ended, and how.
+    Exited(usize, String),
+    /// A user wants a plugin stopped.
+    Stop(PluginId),
+    /// A user wants a plugin started.
+    Start(PluginId),
+    /// A user wants a plugin started anew.
+    Restart(PluginId),
+    /// All must stop; said twice: at once.
+    Shutdown,
+    /// Time has passed.
+    Tick,
+}
+
+/// Something to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Make the process and tell it who it is.
+    Spawn(usize),
+    /// Make a socket pair and hand an end to both.
+    Wire {
+        /// Who calls.
+        caller: PluginId,
+        /// Who answers; may be the supervisor.
+        peer: PluginId,
+    },
+    /// Tell a plugin to start.
+    Start(PluginId),
+    /// Tell a caller how its peer stands.
+    Notify {
+        /// Who calls.
+        caller: PluginId,
+        /// Who answers.
+        peer: PluginId,
+        /// How it stands.
+        standing: Standing,
+    },
+    /// Ask a process to stop.
+    Stop(usize),
+    /// Kill a process.
+    Kill(usize),
+    /// A plugin stands differently: worth a line in the log.
+    Changed(PluginId, Standing),
+    /// Everything has stopped.
+    Finished,
+}
+
+/// The machine.
+pub struct Lifecycle {
+    graph: Graph,
+    policy: Policy,
+    timing: Timing,
+    jitter: Box<dyn FnMut() -> f64>,
+    processes: Vec<Process>,
+    plugins: BTreeMap<PluginId, Plugin>,
+    standings: BTreeMap<PluginId, Standing>,
+    /// What each caller was last told about each peer.
+    told: BTreeMap<(PluginId, PluginId), Standing>,
+    shutdown: bool,
+    finished: bool,
+    out: Vec<Output>,
+}
+
+struct Process {
+    hosts: Vec<PluginId>,
+    phase: Phase,
+    history: History,
+    spawned: u32,
+    last_exit: String,
+    /// Why it is down or resting, and which plugin of it is to blame.
+    cause: String,
+    culprit: Option<PluginId>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Phase {
+    /// There is no process, and none is wanted.
+    Down,
+    /// There is a process; `hello` came.
+    Live { since: Duration, hello: bool },
+    /// There is a process, which shall end.
+    Ending { deadline: Duration, then: Then },
+    /// There is no process until then.
+    Resting { until: Duration, failed: bool },
+}
+
+/// What follows the end of a process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Then {
+    Stay,
+    Again,
+    /// A failure, which was `refused` when the plugin had said so.
+    Rest {
+        refused: bool,
+    },
+}
+
+struct Plugin {
+    process: usize,
+    progress: Progress,
+    had_chance: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Progress {
+    Waiting,
+    Starting(Duration),
+    Answering(Duration),
+}
+
+impl Lifecycle {
+    /// Prepares the machine for `processes`, each with what it hosts. `jitter` gives numbers in 0..1.
+    pub fn new(
+        graph: Graph,
+        processes: &[Vec<PluginId>],
+        policy: Policy,
+        timing: Timing,
+        jitter: Box<dyn FnMut() -> f64>,
+    ) -> Self {
+        let hosted = |(process, hosts): (usize, &Vec<PluginId>)| {
+            let plugin = move |id: PluginId| {
+                let plugin = Plugin {
+                    process,
+                    progress: Progress::Waiting,
+                    had_chance: false,
+                };
+                (id, plugin)
+            };
+            hosts.clone().into_iter().map(plugin).collect::<Vec<_>>()
+        };
+        Self {
+            plugins: processes.iter().enumerate().flat_map(hosted).collect(),
+            processes: processes.iter().cloned().map(Process::new).collect(),
+            standings: BTreeMap::new(),
+            told: BTreeMap::new(),
+            shutdown: false,
+            finished: false,
+            out: Vec::new(),
+            graph,
+            policy,
+            timing,
+            jitter,
+        }
+    }
+
+    /// Takes one input and says what to do.
+    pub fn handle(&mut self, input: Input, now: Duration) -> Vec<Output> {
+        match input {
+            Input::Begin => (0..self.processes.len()).for_each(|p| self.spawn(p, now)),
+            Input::NotSpawned(process, why) => self.exited(process, why, now),
+            Input::Hello(process) => self.hello(process),
+            Input::Ready(plugin) => self.ready(&plugin, now),
+            Input::Refused(plugin, error) => self.refused(plugin, &error, now),
+            Input::HungUp(process, why) => self.hung_up(process, why, now),
+            Input::Exited(process, reason) => self.exited(process, reason, now),
+            Input::Stop(plugin) => self.on_user(&plugin, |me, p| me.stop(p, now)),
+            Input::Start(plugin) => self.on_user(&plugin, |me, p| me.start(p, now)),
+            Input::Restart(plugin) => self.on_user(&plugin, |me, p| me.restart(p, now)),
+            Input::Shutdown => self.begin_shutdown(now),
+            Input::Tick => {}
+        }
+        self.due(now);
+        let finished = self.stop_next(now);
+        self.start_ready(now);
+        self.tell();
+        if finished {
+            self.out.push(Output::Finished);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Input::Tick`] is due at the latest.
+    pub fn next_due(&self) -> Option<Duration> {
+        let processes = self.processes.iter().filter_map(|p| match p.phase {
+            Phase::Live {
+                since,
+                hello: false,
+            } => Some(since + self.timing.hello),
+            Phase::Ending { deadline, .. } => Some(deadline),
+            Phase::Resting { until, .. } => Some(until),
+            _ => None,
+        });
+        let plugins = self.plugins.values().filter_map(|p| match p.progress {
+            Progress::Starting(since) if !p.had_chance => Some(since + self.timing.patience),
+            _ => None,
+        });
+        processes.chain(plugins).min()
+    }
+
+    /// How `plugin` stands; the supervisor and what is unknown count as ready.
+    pub fn standing(&self, plugin: &PluginId) -> Standing {
+        let known = self.standings.get(plugin).cloned();
+        known.unwrap_or_else(Standing::ready)
+    }
+
+    /// Which process hosts `plugin`.
+    pub fn process_of(&self, plugin: &PluginId) -> Option<usize> {
+        self.plugins.get(plugin).map(|p| p.process)
+    }
+
+    /// How often the process of `plugin` was started again.
+    pub fn restarts(&self, plugin: &PluginId) -> u32 {
+        self.of(plugin).map_or(0, |p| p.spawned.saturating_sub(1))
+    }
+
+    /// How the process of `plugin` ended last time; empty when it never did.
+    pub fn last_exit(&self, plugin: &PluginId) -> &str {
+        self.of(plugin).map_or("", |p| &p.last_exit)
+    }
+
+    /// Whether the process of `plugin` is on its way up or down.
+    pub fn is_settling(&self, plugin: &PluginId) -> bool {
+        let answering = |id: &PluginId| {
+            let plugin = self.plugins.get(id);
+            plugin.is_some_and(|p| matches!(p.progress, Progress::Answering(_)))
+        };
+        self.of(plugin).is_some_and(|process| match process.phase {
+            Phase::Ending { .. } => true,
+            Phase::Live { .. } => !process.hosts.iter().all(answering),
+            Phase::Down | Phase::Resting { .. } => false,
+        })
+    }
+
+    fn of(&self, plugin: &PluginId) -> Option<&Process> {
+        self.processes.get(self.process_of(plugin)?)
+    }
+
+    fn spawn(&mut self, index: usize, now: Duration) {
+        let Some(process) = self.processes.get_mut(index) else {
+            return;
+        };
+        process.phase = Phase::Live {
+            since: now,
+            hello: false,
+        };
+        process.spawned += 1;
+        let hosts: BTreeSet<_> = process.hosts.iter().cloned().collect();
+        for (id, plugin) in &mut self.plugins {
+            if hosts.contains(id) {
+                plugin.progress = Progress::Waiting;
+            }
+        }
+        self.told.retain(|(caller, _), _| !hosts.contains(caller));
+        self.out.push(Output::Spawn(index));
+        self.wire(&hosts);
+    }
+
+    /// Makes a fresh pair for every edge of `hosts` whose other end has a process.
+    fn wire(&mut self, hosts: &BTreeSet<PluginId>) {
+        let touched = self
+            .graph
+            .edges()
+            .filter(|(from, to)| hosts.contains(*from) || hosts.contains(*to))
+            .filter(|(from, to)| self.is_live(from) && self.is_live(to));
+        let wires: Vec<_> = touched
+            .map(|(caller, peer)| Output::Wire {
+                caller: caller.clone(),
+                peer: peer.clone(),
+            })
+            .collect();
+        self.out.extend(wires);
+    }
+
+    fn is_live(&self, plugin: &PluginId) -> bool {
+        plugin.as_str() == SUPERVISOR
+            || self
+                .of(plugin)
+                .is_some_and(|p| matches!(p.phase, Phase::Live { .. }))
+    }
+
+    fn hello(&mut self, index: usize) {
+        if let Some(Process {
+            phase: Phase::Live { hello, .. },
+            ..
+        }) = self.processes.get_mut(index)
+        {
+            *hello = true;
+        }
+    }
+
+    fn ready(&mut self, id: &PluginId, now: Duration) {
+        let live = self.is_live(id);
+        if let Some(plugin) = self.plugins.get_mut(id).filter(|_| live) {
+            plugin.progress = Progress::Answering(now);
+            plugin.had_chance = true;
+        }
+    }
+
+    fn refused(&mut self, id: PluginId, error: &Error, now: Duration) {
+        let Some(index) = self.process_of(&id).filter(|_| self.is_live(&id)) else {
+            return;
+        };
+        let answering = self.plugins.get(&id).map(|p| p.progress);
+        let refused = !matches!(answering, Some(Progress::Answering(_)));
+        let cause = match refused {
+            true => format!("it does not start: {error}"),
+            false => format!("it ended: {error}"),
+        };
+        self.end(index, now, cause, Some(id), Then::Rest { refused });
+    }
+
+    fn hung_up(&mut self, index: usize, why: String, now: Duration) {
+        if self.has_phase(index, |phase| matches!(phase, Phase::Live { .. })) {
+            self.end(index, now, why, None, Then::Rest { refused: false });
+        }
+    }
+
+    /// Waits a moment for a process that goes by itself.
+    fn end(
+        &mut self,
+        index: usize,
+        now: Duration,
+        cause: String,
+        culprit: Option<PluginId>,
+        then: Then,
+    ) {
+        let deadline = now + self.timing.farewell;
+        if let Some(process) = self.processes.get_mut(index) {
+            process.phase = Phase::Ending { deadline, then };
+            process.cause = cause;
+            process.culprit = culprit;
+        }
+        self.gave_chance(index);
+    }
+
+    fn exited(&mut self, index: usize, reason: String, now: Duration) {
+        let ready = self.ready_for(index, now);
+        let Some(process) = self.processes.get_mut(index) else {
+            return;
+        };
+        process.last_exit.clone_from(&reason);
+        let then = match process.phase {
+            Phase::Ending { then, .. } => then,
+            _ => {
+                process.cause = format!("it ended with {reason}");
+                process.culprit = None;
+                Then::Rest { refused: false }
+            }
+        };
+        match then {
+            _ if self.shutdown => process.phase = Phase::Down,
+            Then::Stay => process.phase = Phase::Down,
+            Then::Again => self.spawn(index, now),
+            Then::Rest { refused } => {
+                let jitter = (self.jitter)();
+                let Pause { length, failed } = match refused {
+                    true => process.history.refused(&self.policy, jitter),
+                    false => process.history.ended(&self.policy, ready, jitter),
+                };
+                let until = now + length;
+                process.phase = Phase::Resting { until, failed };
+            }
+        }
+        self.gave_chance(index);
+    }
+
+    /// How long all plugins of a process have answered.
+    fn ready_for(&self, index: usize, now: Duration) -> Duration {
+        let mut shortest = None;
+        for plugin in self.plugins.values().filter(|p| p.process == index) {
+            let answered = match plugin.progress {
+                Progress::Answering(since) => now.saturating_sub(since),
+                _ => Duration::ZERO,
+            };
+            shortest = Some(shortest.map_or(answered, |s: Duration| s.min(answered)));
+        }
+        shortest.unwrap_or_default()
+    }
+
+    fn gave_chance(&mut self, index: usize) {
+        for plugin in self.plugins.values_mut().filter(|p| p.process == index) {
+            plugin.had_chance = true;
+        }
+    }
+
+    fn has_phase(&self, index: usize, is: impl Fn(&Phase) -> bool) -> bool {
+        self.processes.get(index).is_some_and(|p| is(&p.phase))
+    }
+
+    fn on_user(&mut self, plugin: &PluginId, act: impl FnOnce(&mut Self, usize)) {
+        if let (Some(process), false) = (self.process_of(plugin), self.shutdown) {
+            act(self, process);
+        }
+    }
+
+    fn stop(&mut self, index: usize, now: Duration) {
+        self.gave_chance(index);
+        self.wish(index, now, Then::Stay, "stopped by a user");
+    }
+
+    fn start(&mut self, index: usize, now: Duration) {
+        if self.has_phase(index, |phase| !matches!(phase, Phase::Live { .. })) {
+            self.wish(index, now, Then::Again, "started by a user");
+        }
+    }
+
+    fn restart(&mut self, index: usize, now: Duration) {
+        self.wish(index, now, Then::Again, "restarted by a user");
+    }
+
+    /// Brings a process down, and up again if `then` says so.
+    fn wish(&mut self, index: usize, now: Duration, then: Then, cause: &str) {
+        let Some(process) = self.processes.get_mut(index) else {
+            return;
+        };
+        process.history.clear();
+        process.cause = cause.into();
+        process.culprit = None;
+        match (&mut process.phase, then) {
+            (Phase::Ending { then: planned, .. }, _) => *planned = then,
+            (Phase::Live { .. }, _) => {
+                let deadline = now + self.timing.stop;
+                process.phase = Phase::Ending { deadline, then };
+                self.out.push(Output::Stop(index));
+            }
+            (phase, Then::Again) => {
+                *phase = Phase::Down;
+                self.spawn(index, now);
+            }
+            (phase, _) => *phase = Phase::Down,
+        }
+    }
+
+    fn begin_shutdown(&mut self, now: Duration) {
+        for process in &mut self.processes {
+            match &mut process.phase {
+                Phase::Resting { .. } => process.phase = Phase::Down,
+                // Said again: patience has ended.
+                Phase::Ending { deadline, .. } if self.shutdown => *deadline = now,
+                Phase::Live { .. } if self.shutdown => {
+                    let then = Then::Stay;
+                    process.phase = Phase::Ending {
+                        deadline: now,
+                        then,
+                    };
+                }
+                _ => {}
+            }
+            process.cause = "the supervisor stops".into();
+        }
+        self.shutdown = true;
+    }
+
+    /// While shutting down: asks those to stop that nobody calls any more. Says once when there is none left.
+    fn stop_next(&mut self, now: Duration) -> bool {
+        if !self.shutdown || self.finished {
+            return false;
+        }
+        let live = |phase: &Phase| matches!(phase, Phase::Live { .. });
+        let open: Vec<usize> = (0..self.processes.len())
+            .filter(|&p| self.has_phase(p, live))
+            .collect();
+        let mut next: Vec<usize> = open
+            .iter()
+            .copied()
+            .filter(|&p| !self.is_called(p))
+            .collect();
+        let ending = |p: &Process| matches!(p.phase, Phase::Ending { .. });
+        let waiting = self.processes.iter().any(ending);
+        if next.is_empty() && !waiting {
+            // Shared processes can call each other in a circle: the one that started last goes first.
+            next.extend(self.last_started(&open));
+        }
+        self.finished = next.is_empty() && !waiting;
+        for index in next {
+            self.wish(index, now, Then::Stay, "the supervisor stops");
+        }
+        self.finished
+    }
+
+    fn is_called(&self, index: usize) -> bool {
+        let running = |caller: &PluginId| {
+            self.process_of(caller).is_some_and(|p| {
+                p != index
+                    && self.has_phase(p, |phase| {
+                        matches!(phase, Phase::Live { .. } | Phase::Ending { .. })
+                    })
+            })
+        };
+        let hosts = self.processes.get(index).map(|p| p.hosts.as_slice());
+        let mut callers = hosts
+            .unwrap_or_default()
+            .iter()
+            .flat_map(|h| self.graph.required_by(h));
+        callers.any(running)
+    }
+
+    fn last_started(&self, open: &[usize]) -> Option<usize> {
+        let mut order = self.graph.start_order().rev();
+        order.find_map(|plugin| self.process_of(plugin).filter(|p| open.contains(p)))
+    }
+
+    /// Does what time has made due.
+    fn due(&mut self, now: Duration) {
+        for index in 0..self.processes.len() {
+            match self.processes.get(index).map(|p| p.phase.clone()) {
+                Some(Phase::Resting { until, .. }) if until <= now && !self.shutdown => {
+                    self.spawn(index, now);
+                }
+                Some(Phase::Live {
+                    since,
+                    hello: false,
+                }) if since + self.timing.hello <= now => {
+                    let cause = "it never said hello on its control link".to_owned();
+                    self.end(index, now, cause, None, Then::Rest { refused: false });
+                    self.out.push(Output::Kill(index));
+                }
+                Some(Phase::Ending { deadline, then }) if deadline <= now => {
+                    let deadline = now + self.timing.stop;
+                    if let Some(process) = self.processes.get_mut(index) {
+                        process.phase = Phase::Ending { deadline, then };
+                    }
+                    self.out.push(Output::Kill(index));
+                }
+                _ => {}
+            }
+        }
+        for plugin in self.plugins.values_mut() {
+            if matches!(plugin.progress, Progress::Starting(since) if since + self.timing.patience <= now)
+            {
+                plugin.had_chance = true;
+            }
+        }
+    }
+
+    /// Starts every plugin whose requirements had their chance.
+    fn start_ready(&mut self, now: Duration) {
+        if self.shutdown {
+            return;
+        }
+        let said_hello = |phase: &Phase| matches!(phase, Phase::Live { hello: true, .. });
+        let ready: Vec<PluginId> = self
+            .plugins
+            .iter()
+            .filter(|(_, plugin)| plugin.progress == Progress::Waiting)
+            .filter(|(_, plugin)| self.has_phase(plugin.process, said_hello))
+            .filter(|(id, _)| self.waits_for(id).is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ready {
+            if let Some(plugin) = self.plugins.get_mut(&id) {
+                plugin.progress = Progress::Starting(now);
+            }
+            self.out.push(Output::Start(id));
+        }
+    }
+
+    fn waits_for(&self, plugin: &PluginId) -> Option<&PluginId> {
+        let had_chance = |id: &PluginId| self.plugins.get(id).is_none_or(|p| p.had_chance);
+        self.graph.requires(plugin).find(|id| !had_chance(id))
+    }
+
+    /// Derives how everybody stands now, and tells the log and the callers what is new.
+    fn tell(&mut self) {
+        let standings = standing::derive(&self.graph, |plugin| self.own(plugin));
+        for (plugin, standing) in &standings {
+            if self.standings.get(plugin) != Some(standing) {
+                let changed = Output::Changed(plugin.clone(), standing.clone());
+                self.out.push(changed);
+            }
+        }
+        self.standings = standings;
+        if !self.shutdown {
+            self.notify();
+        }
+    }
+
+    fn notify(&mut self) {
+        let mut news = Vec::new();
+        for (caller, peer) in self.graph.edges() {
+            let edge = (caller.clone(), peer.clone());
+            let standing = self.standing(peer);
+            let told = self.told.get(&edge);
+            // A caller starts out believing that its peer will come.
+            let coming = matches!(standing.state, State::Pending | State::Starting);
+            if self.is_live(caller) && told != Some(&standing) && (told.is_some() || !coming) {
+                news.push((edge, standing));
+            }
+        }
+        for ((caller, peer), standing) in news {
+            self.told
+                .insert((caller.clone(), peer.clone()), standing.clone());
+            self.out.push(Output::Notify {
+                caller,
+                peer,
+                standing,
+            });
+        }
+    }
+
+    fn own(&self, id: &PluginId) -> Own {
+        let condition = |state, cause: &str| Own {
+            state,
+            cause: cause.into(),
+            culprit: None,
+            waits_for: None,
+        };
+        let (Some(plugin), Some(process)) = (self.plugins.get(id), self.of(id)) else {
+            return condition(State::Pending, "");
+        };
+        let blamed = |state| Own {
+            culprit: process.culprit.clone().filter(|culprit| culprit != id),
+            ..condition(state, &process.cause)
+        };
+        match (&process.phase, plugin.progress) {
+            (Phase::Down, _) if process.spawned == 0 => condition(State::Pending, ""),
+            (Phase::Down, _) => blamed(State::Stopped),
+            (Phase::Resting { failed: true, .. }, _) => blamed(State::Failed),
+            (Phase::Resting { .. }, _) => blamed(State::Backoff),
+            (Phase::Ending { then, .. }, _) => match then {
+                Then::Stay => blamed(State::Stopped),
+                Then::Again => blamed(State::Starting),
+                Then::Rest { refused: true } => blamed(State::Failed),
+                Then::Rest { refused: false } => blamed(State::Backoff),
+            },
+            (Phase::Live { .. }, Progress::Answering(_)) => condition(State::Ready, ""),
+            (Phase::Live { .. }, Progress::Starting(_)) => blamed(State::Starting),
+            (Phase::Live { .. }, Progress::Waiting) => match self.waits_for(id) {
+                Some(requirement) => Own {
+                    waits_for: Some(requirement.clone()),
+                    ..condition(State::Pending, "")
+                },
+                None => blamed(State::Starting),
+            },
+        }
+    }
+}
+
+impl Process {
+    fn new(hosts: Vec<PluginId>) -> Self {
+        Self {
+            hosts,
+            phase: Phase::Down,
+            history: History::default(),
+            spawned: 0,
+            last_exit: String::new(),
+            cause: String::new(),
+            culprit: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
