@@ -2,6 +2,8 @@
 //!
 //! Only what gantry has a counterpart for is loaded: no CRI, no snapshotters but overlayfs and native.
 
+mod grpc;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +12,10 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use tempfile::TempDir;
+
+pub use grpc::{Grpc, Recipe};
 
 use crate::Outcome;
 use crate::process::{self, Daemon, run, until};
@@ -43,13 +48,17 @@ impl Containerd {
     }
 
     async fn ready(&mut self) -> Outcome {
-        // The socket exists only once every plugin is loaded, and is served at once.
-        let socket = self.socket();
-        until("containerd listens", READY, async || {
-            tokio::net::UnixStream::connect(&socket).await.ok()
+        until("containerd serves", READY, async || {
+            self.grpc().await.ok()?.version().await.ok()
         })
-        .await?;
-        Ok(())
+        .await
+    }
+
+    /// Ends the daemon and returns its folder, which is removed only when that is dropped. Errors: it does not end.
+    pub async fn stop_and_keep(mut self) -> Outcome<TempDir> {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir()?);
+        self.daemon.end(Signal::SIGTERM, READY).await?;
+        Ok(folder)
     }
 
     /// Returns its gRPC socket.
@@ -76,6 +85,26 @@ impl Containerd {
     /// Runs `ctr` to its end and returns what it wrote. Errors: it failed; its stderr is in the message.
     pub fn run(&self, args: &[&str]) -> Outcome<String> {
         Ok(String::from_utf8(run(&mut self.ctr(args))?)?)
+    }
+
+    /// Lets `ctr` make the spec for running `args`, for [`Grpc::run`] to use it often. Errors: `ctr` fails.
+    pub fn recipe(&self, image: &str, parent: &str, args: &[&str]) -> Outcome<Recipe> {
+        self.run(&["containers", "create", "--seccomp", image, "recipe"])?;
+        let mut record: Value =
+            serde_json::from_str(&self.run(&["containers", "info", "recipe"])?)?;
+        self.run(&["containers", "delete", "recipe"])?;
+        record["Spec"]["process"]["args"] = args.into();
+        Ok(Recipe {
+            image: image.to_owned(),
+            parent: parent.to_owned(),
+            spec: record["Spec"].to_string(),
+            log: self
+                .folder
+                .path()
+                .join("container.log")
+                .display()
+                .to_string(),
+        })
     }
 
     /// Lists the shims that belong to it.

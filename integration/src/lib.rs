@@ -5,6 +5,7 @@
 //! | [`node`] | a whole gantry node in a private folder: start, ask, kill, restart, stop and look for leaks |
 //! | [`image`] | images built from nothing: every kind of tar entry, every media type, pushed or written out |
 //! | [`registry`] | a registry on a loopback port, open or with a password, and ways to damage it |
+//! | [`relay`] | a line to a registry that is cut while bytes are on their way |
 //! | [`containerd`] | Debian's containerd in a private folder, the peer of the benches |
 //! | [`http`] | the smallest HTTP client that reaches a unix socket and reads event streams |
 //! | [`process`] | child processes that end with their owner, waits with a bound, memory figures |
@@ -19,6 +20,7 @@ pub mod image;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod relay;
 
 /// Whatever went wrong while a story was set up or told; its text is what the reader sees.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

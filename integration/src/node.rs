@@ -300,6 +300,15 @@ impl Node {
         self.daemon.end(Signal::SIGTERM, STOP).await
     }
 
+    /// Ends as [`Node::stop_clean`] does, and returns the folder, which is removed only when that is dropped.
+    ///
+    /// Errors: as [`Node::stop_clean`].
+    pub async fn stop_and_keep(mut self) -> Outcome<TempDir> {
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir()?);
+        self.stop_clean().await?;
+        Ok(folder)
+    }
+
     /// Ends the daemon with SIGTERM and looks for what is left.
     ///
     /// Errors: it does not end, or left a process, mount, socket or cgroup; all of them are in the message.
@@ -332,7 +341,7 @@ impl Drop for Node {
 }
 
 /// Returns the folder for nodes: `GANTRY_TEST_DIR`, or the system's folder for temporary files.
-fn base() -> PathBuf {
+pub fn base() -> PathBuf {
     env::var_os("GANTRY_TEST_DIR").map_or_else(env::temp_dir, PathBuf::from)
 }
 

@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::Outcome;
 
 /// How often a wait looks again. Short against everything that is waited for.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Looks until `state` shows something. Errors: it did not within the bound; `what` names it.
 pub async fn until<T>(
@@ -141,7 +141,8 @@ pub fn tree(root: i32) -> Vec<i32> {
     family
 }
 
-fn parent(pid: i32) -> Option<i32> {
+/// Returns the parent of a process, unless it is gone.
+pub fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?
         .1

@@ -13,6 +13,7 @@ use integration::image::{
 };
 use integration::process::{run, until};
 use integration::registry::Registry;
+use integration::relay::Relay;
 
 /// A layer with one member of each kind that tar knows.
 fn everything() -> Layer {
@@ -277,7 +278,40 @@ async fn the_peer_pulls_and_runs_a_built_image() -> Outcome {
         peer.run(&["snapshots", "list"])?
             .contains(&image.chain_id())
     );
+    let recipe = peer.recipe(&name, &image.chain_id(), &["/bin/sh", "-c", "exit 7"])?;
+    let mut grpc = peer.grpc().await?;
+    assert_eq!(
+        (
+            grpc.run("two", &recipe).await?,
+            grpc.run("three", &recipe).await?
+        ),
+        (7, 7)
+    );
     peer.restart().await?;
     assert!(peer.run(&["images", "list", "--quiet"])?.contains(&name));
+    Ok(())
+}
+
+#[actix_rt::test]
+async fn a_relay_cuts_a_download_as_often_as_told() -> Outcome {
+    let registry = Registry::start().await?;
+    let image = sample::busybox()?.pack();
+    registry.push(&image, "cut", "1").await?;
+    let (digest, bytes) = image
+        .blobs
+        .iter()
+        .max_by_key(|(_, bytes)| bytes.len())
+        .ok_or("no blob")?;
+    let relay = Relay::start(registry.address(), bytes.len() / 2, 2).await?;
+    let client = Client::tcp(relay.address());
+    let path = format!("/v2/cut/blobs/{digest}");
+    for cuts in 1..=2 {
+        assert!(client.send(hyper::Method::GET, &path, ()).await.is_err());
+        assert_eq!(relay.cuts(), cuts);
+    }
+    assert_eq!(
+        client.send(hyper::Method::GET, &path, ()).await?.body,
+        bytes
+    );
     Ok(())
 }
