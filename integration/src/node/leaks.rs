@@ -191,3 +191,60 @@ fn started(pid: i32) -> Option<u64> {
         .parse()
         .ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::process::{Command, Stdio};
+
+    use nix::mount::{MsFlags, mount};
+
+    use super::*;
+    use crate::Outcome;
+
+    #[test]
+    fn everything_that_a_node_leaves_is_found_and_removed() -> Outcome {
+        let folder = tempfile::tempdir()?;
+        let namespace = format!("leaks-{}", std::process::id());
+        let leaks = Leaks::new(folder.path(), &namespace);
+        assert_eq!(leaks.left(), Vec::<String>::new());
+
+        let point = folder.path().join("point");
+        fs::create_dir(&point)?;
+        mount(
+            Some("none"),
+            &point,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )?;
+        let _socket = UnixListener::bind(folder.path().join("socket"))?;
+        let hierarchy = fs::read_dir(CGROUPS)?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.ends_with("pids"));
+        let cgroup = hierarchy
+            .unwrap_or_else(|| CGROUPS.into())
+            .join("gantry")
+            .join(&namespace)
+            .join("one");
+        fs::create_dir_all(&cgroup)?;
+        let mut child = Command::new("cat")
+            .stdin(Stdio::piped())
+            .current_dir(folder.path())
+            .spawn()?;
+
+        let left = leaks.left();
+        for kind in ["process", "mount", "socket", "cgroup"] {
+            assert!(
+                left.iter().any(|line| line.starts_with(kind)),
+                "no {kind} in {left:?}"
+            );
+        }
+        leaks.remove();
+        child.wait()?;
+        fs::remove_file(folder.path().join("socket"))?;
+        assert_eq!(leaks.left(), Vec::<String>::new());
+        Ok(())
+    }
+}
