@@ -1,0 +1,280 @@
+//! libcontainer, inside the shim's helpers.
+//!
+//! It reads its spec from a folder of its own below the state, because some values must be changed
+//! first: the root file system made absolute, the OOM score taken over by us, and
+//! `noNewPrivileges: false` left out, which libcontainer takes for "load seccomp after the
+//! capabilities are gone". The container's init is cloned as a sibling of the helper.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::{LinuxCapabilities, LinuxResources, LinuxSeccomp};
+use rustix::fs::{MemfdFlags, memfd_create};
+use serde_json::{Value, json};
+
+use super::executor::{Confinement, Launch};
+use super::{Call, ChildIo, Facts, Place, Runtime, Target, oom_score};
+use crate::error::{About, Error, Result};
+use crate::options::Options;
+use crate::stdio::reach;
+use crate::sys;
+
+pub(super) struct Embedded {
+    place: Place,
+    options: Options,
+    facts: Facts,
+}
+
+impl Embedded {
+    pub(super) fn new(place: Place, options: Options, facts: &Facts) -> Self {
+        Self {
+            place,
+            options,
+            facts: facts.clone(),
+        }
+    }
+
+    /// libcontainer's folder of this container.
+    fn state(&self) -> PathBuf {
+        self.place.root.join(&self.place.id)
+    }
+
+    /// Where the adapted `config.json` is.
+    fn spec_folder(&self) -> PathBuf {
+        self.place.root.join(format!("{}.spec", self.place.id))
+    }
+
+    fn builder(&self, launch: Launch, io: ChildIo) -> Result<ContainerBuilder> {
+        let mut builder = ContainerBuilder::new(self.place.id.clone(), SyscallType::Linux)
+            .with_root_path(&self.place.root)
+            .map_err(chain)?
+            .with_executor(launch)
+            .with_console_socket(io.console);
+        if let Some([stdin, stdout, stderr]) = io.stdio {
+            builder = builder
+                .with_stdin(stdin)
+                .with_stdout(stdout)
+                .with_stderr(stderr);
+        }
+        Ok(builder)
+    }
+
+    /// Writes the spec libcontainer is to see.
+    fn adapt(&self) -> Result<PathBuf> {
+        let folder = self.spec_folder();
+        let mut spec = read_json(&self.place.bundle.join("config.json"))?;
+        let root = Path::new(spec["root"]["path"].as_str().unwrap_or("rootfs"));
+        spec["root"]["path"] = json!(self.place.bundle.join(root));
+        relax_privileges(&mut spec["process"]);
+        oom_score::take_over(&mut spec["process"])?;
+        if spec["linux"]["cgroupsPath"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
+            spec["linux"]["cgroupsPath"] =
+                json!(format!("/{}/{}", self.place.namespace, self.place.id));
+        }
+        fs::create_dir_all(&folder).about(folder.display())?;
+        let file = folder.join("config.json");
+        fs::write(&file, spec.to_string()).about(file.display())?;
+        Ok(folder)
+    }
+
+    fn load(&self) -> Result<Container> {
+        Container::load(self.state()).map_err(chain)
+    }
+
+    /// Takes what libcontainer's exec leaves out of the container's own spec.
+    fn confinement(&self, process: &mut Value) -> Result<Confinement> {
+        let spec = read_json(&self.spec_folder().join("config.json"))?;
+        let own = process
+            .as_object_mut()
+            .and_then(|process| process.remove("capabilities"));
+        let capabilities = own.unwrap_or_else(|| spec["process"]["capabilities"].clone());
+        Ok(Confinement {
+            seccomp: typed::<Option<LinuxSeccomp>>("seccomp", &spec["linux"]["seccomp"])?,
+            capabilities: typed::<Option<LinuxCapabilities>>("capabilities", &capabilities)?,
+            no_new_privileges: process["noNewPrivileges"].as_bool().unwrap_or(false),
+        })
+    }
+
+    fn forget(&self) -> Result<()> {
+        for folder in [self.state(), self.spec_folder()] {
+            match fs::remove_dir_all(&folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).about(folder.display());
+                }
+                _ => {}
+            }
+        }
+        let _ = fs::remove_dir(&self.place.root);
+        Ok(())
+    }
+}
+
+impl Runtime for Embedded {
+    fn create(&self, io: ChildIo) -> Result<i32> {
+        if self.options.systemd_cgroup {
+            return Err(Error::unimplemented(
+                "the embedded runtime has no systemd cgroup driver: choose runtime runc",
+            ));
+        }
+        fs::create_dir_all(&self.place.root).about(self.place.root.display())?;
+        let made = self.adapt().and_then(|folder| {
+            self.builder(Launch::default(), io)?
+                .as_init(folder)
+                .with_systemd(false)
+                .with_detach(true)
+                .with_no_pivot(self.options.no_pivot_root)
+                .as_sibling(true)
+                .build()
+                .map_err(chain)
+        });
+        match made {
+            Ok(container) => container
+                .pid()
+                .map(|pid| pid.as_raw())
+                .ok_or(Error::internal("init has no pid")),
+            Err(error) => {
+                let _ = self.forget();
+                Err(error)
+            }
+        }
+    }
+
+    fn start(&self) -> Result<()> {
+        if self.facts.has_poststart() {
+            return self.load()?.start().map_err(chain);
+        }
+        let path = self.state().join("notify.sock");
+        let (_folder, short) = reach(&path)?;
+        let mut socket = UnixStream::connect(short).about("the container's init is gone")?;
+        socket
+            .write_all(b"start container")
+            .about("the container's init is gone")
+    }
+
+    fn exec(&self, process: &[u8], io: ChildIo) -> Result<i32> {
+        if self.facts.has_user_namespace() {
+            return Err(Error::unimplemented(
+                "the embedded runtime cannot exec into a user namespace: choose runtime runc",
+            ));
+        }
+        let mut process: Value = serde_json::from_slice(process)
+            .map_err(|error| Error::invalid(format!("exec spec is not JSON: {error}")))?;
+        let confine = Some(self.confinement(&mut process)?);
+        relax_privileges(&mut process);
+        oom_score::take_over(&mut process)?;
+        // libcontainer wants a file with the process and a container that it saw running.
+        let file = memfd_create("process", MemfdFlags::CLOEXEC).about("memfd")?;
+        rustix::io::write(&file, process.to_string().as_bytes()).about("memfd")?;
+        let mut container = self.load()?;
+        if container.status() == ContainerStatus::Created {
+            container
+                .set_status(ContainerStatus::Running)
+                .save()
+                .map_err(chain)?;
+        }
+        let pid = self
+            .builder(Launch { confine }, io)?
+            .as_tenant()
+            .with_process(Some(format!("/proc/self/fd/{}", file.as_raw_fd())))
+            .with_detach(true)
+            .as_sibling(true)
+            .build()
+            .map_err(chain)?;
+        Ok(pid.as_raw())
+    }
+
+    fn kill(&self, target: &Target, signal: i32, all: bool) -> Result<()> {
+        if all {
+            return target.cgroup.signal(signal).about("signal all");
+        }
+        sys::kill(target.pid, signal).about(format_args!("signal {signal} to {}", target.pid))
+    }
+
+    fn pause(&self, target: &Target) -> Result<()> {
+        target.cgroup.freeze(true).about("freeze")
+    }
+
+    fn resume(&self, target: &Target) -> Result<()> {
+        target.cgroup.freeze(false).about("thaw")
+    }
+
+    fn update(&self, resources: &[u8]) -> Result<()> {
+        let resources: LinuxResources = serde_json::from_slice(resources)
+            .map_err(|error| Error::invalid(format!("resources: {error}")))?;
+        let cgroup_path = self.load()?.spec().map_err(chain)?.cgroup_path;
+        let config = CgroupConfig {
+            cgroup_path,
+            systemd_cgroup: false,
+            container_name: self.place.id.clone(),
+        };
+        let wanted = ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        };
+        create_cgroup_manager(config)
+            .about("cgroup")?
+            .apply(&wanted)
+            .about("update resources")
+    }
+
+    fn delete(&self) -> Result<()> {
+        if self.facts.has_poststop() && self.state().exists() {
+            self.load()?.delete(true).map_err(chain)?;
+        }
+        self.forget()
+    }
+
+    fn is_light(&self, call: Call) -> bool {
+        match call {
+            Call::Start => !self.facts.has_poststart(),
+            Call::Kill => true,
+            Call::Delete => !self.facts.has_poststop(),
+        }
+    }
+}
+
+fn relax_privileges(process: &mut Value) {
+    if process["noNewPrivileges"] == Value::Bool(false)
+        && let Some(process) = process.as_object_mut()
+    {
+        process.remove("noNewPrivileges");
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).about(path.display())?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid(format!("{}: {error}", path.display())))
+}
+
+fn typed<T: serde::de::DeserializeOwned>(what: &str, value: &Value) -> Result<T> {
+    serde_json::from_value(value.clone())
+        .map_err(|error| Error::invalid(format!("{what} of the container: {error}")))
+}
+
+/// An error with all its causes: libcontainer's outermost ones say little.
+fn chain(error: impl std::error::Error) -> Error {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let line = inner.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        cause = inner.source();
+    }
+    Error::internal(text)
+}
