@@ -1,0 +1,54 @@
+//! What can go wrong with a ledger, whatever it stores.
+
+use contracts::Error;
+use std::path::PathBuf;
+
+/// A failure of the file below a store.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// Another process holds the file, and went on doing so.
+    #[error("store {}: still in use by another process", .0.display())]
+    InUse(PathBuf),
+    /// The file or a record in it is damaged.
+    #[error("store {}: damaged: {}", .0.display(), .1)]
+    Damaged(PathBuf, String),
+    /// The file was written by a newer build.
+    #[error("store {}: has schema {found}, this build knows up to {known}: start the build that wrote it", .path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: u64,
+        /// The newest schema of this build.
+        known: u64,
+    },
+    /// The disk is full.
+    #[error("store {}: no space left on the device: free some, nothing was changed", .0.display())]
+    Full(PathBuf),
+    /// Any other failure of the device.
+    #[error("store {}: {}", .0.display(), .1)]
+    Io(PathBuf, String),
+    /// A record is larger than any may be.
+    #[error("record {0}: {1}")]
+    TooLarge(String, String),
+    /// The page token is none of ours.
+    #[error("page_token {0:?}: is none that this list gave; start without one")]
+    Token(String),
+    /// The process is stopping.
+    #[error("store {}: is closing", .0.display())]
+    Closing(PathBuf),
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        let message = fault.to_string();
+        match fault {
+            Fault::InUse(_) | Fault::Closing(_) => Error::unavailable(message),
+            Fault::Damaged(..) => Error::data_loss(message),
+            Fault::Newer { .. } => Error::precondition(message),
+            Fault::Full(_) | Fault::TooLarge(..) => Error::exhausted(message),
+            Fault::Io(..) => Error::internal(message),
+            Fault::Token(_) => Error::invalid(message),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Typed tables over redb: text keys, encoded records.
+//!
+//! Keys of things that belong to a namespace are `namespace NUL name`: no checked name contains a control character.
+
+use crate::Fault;
+use contracts::{Namespace, Page, Paging, Timestamp, events::Entry};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{marker::PhantomData, ops::Bound, path::Path, sync::Arc};
+
+/// Most items of one page, whatever was asked for.
+const MOST: usize = 500;
+/// Most encoded bytes of one page: well below what one message may have.
+const MOST_BYTES: usize = 1 << 20;
+
+pub(crate) const META: Table<u64> = Table::new("_meta");
+pub(crate) const OUTBOX: Table<Entry> = Table::new("_outbox");
+pub(crate) const DONE: Table<(Timestamp, Vec<u8>)> = Table::new("_done");
+
+/// A table of records of type `V`, by text key, in byte order of the keys.
+pub struct Table<V> {
+    name: &'static str,
+    record: PhantomData<fn() -> V>,
+}
+
+impl<V> Table<V> {
+    /// Names a table. Names beginning with `_` are the ledger's own.
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            record: PhantomData,
+        }
+    }
+
+    fn definition(&self) -> TableDefinition<'static, &'static str, &'static [u8]> {
+        TableDefinition::new(self.name)
+    }
+}
+
+/// Everything as it was committed at one moment.
+pub struct Snapshot {
+    pub(crate) transaction: redb::ReadTransaction,
+    pub(crate) path: Arc<Path>,
+}
+
+/// A change in the making. Nothing of it is visible, or kept, unless the whole write succeeds.
+pub struct Tx<'a> {
+    pub(crate) transaction: &'a redb::WriteTransaction,
+    pub(crate) path: &'a Arc<Path>,
+    /// When this write happens: the one `now` of everything in it.
+    pub now: Timestamp,
+    pub(crate) changes: u64,
+    pub(crate) emitted: bool,
+}
+
+pub(crate) fn fault(path: &Path, error: impl Into<redb::Error>) -> Fault {
+    let path = path.to_owned();
+    match error.into() {
+        redb::Error::Corrupted(why) => Fault::Damaged(path, why),
+        redb::Error::DatabaseAlreadyOpen => Fault::InUse(path),
+        redb::Error::Io(e) if e.raw_os_error() == Some(rustix_full()) => Fault::Full(path),
+        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => Fault::Full(path),
+        other => Fault::Io(path, other.to_string()),
+    }
+}
+
+/// `ENOSPC`, the same number on every Linux.
+const fn rustix_full() -> i32 {
+    28
+}
+
+fn decode<V: DeserializeOwned>(path: &Path, key: &str, bytes: &[u8]) -> Result<V, Fault> {
+    codec::decode(bytes)
+        .map_err(|e| Fault::Damaged(path.to_owned(), format!("record {key:?}: {e}")))
+}
+
+fn encode<V: Serialize>(key: &str, value: &V) -> Result<Vec<u8>, Fault> {
+    codec::encode(value).map_err(|e| Fault::TooLarge(key.to_owned(), e.to_string()))
+}
+
+impl Snapshot {
+    pub(crate) fn of(db: &redb::Database, path: &Arc<Path>) -> Result<Self, Fault> {
+        let transaction = db.begin_read().map_err(|e| fault(path, e))?;
+        Ok(Self {
+            transaction,
+            path: path.clone(),
+        })
+    }
+
+    /// The record under `key`. Errors: `Damaged`, `Io`.
+    pub fn get<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        key: &str,
+    ) -> Result<Option<V>, Fault> {
+        let Some(table) = self.open(table)? else {
+            return Ok(None);
+        };
+        let value = table.get(key).map_err(|e| fault(&self.path, e))?;
+        value
+            .map(|bytes| decode(&self.path, key, bytes.value()))
+            .transpose()
+    }
+
+    /// Shows records whose key begins with `prefix` and comes after `after`, in key order, until `each` says false.
+    pub fn scan<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        prefix: &str,
+        after: Option<&str>,
+        mut each: impl FnMut(&str, V) -> bool,
+    ) -> Result<(), Fault> {
+        let Some(table) = self.open(table)? else {
+            return Ok(());
+        };
+        scan(&table, &self.path, prefix, after, &mut each)
+    }
+
+    /// Grows with every change of this file: the version of each of its collections.
+    pub fn version(&self) -> Result<u64, Fault> {
+        Ok(self.get(&META, "version")?.unwrap_or(0))
+    }
+
+    fn open<V>(
+        &self,
+        table: &Table<V>,
+    ) -> Result<Option<redb::ReadOnlyTable<&'static str, &'static [u8]>>, Fault> {
+        match self.transaction.open_table(table.definition()) {
+            Ok(table) => Ok(Some(table)),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(e) => Err(fault(&self.path, e)),
+        }
+    }
+}
+
+fn scan<V: DeserializeOwned>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    path: &Path,
+    prefix: &str,
+    after: Option<&str>,
+    each: &mut dyn FnMut(&str, V) -> bool,
+) -> Result<(), Fault> {
+    let start = match after {
+        Some(after) if after >= prefix => Bound::Excluded(after),
+        _ => Bound::Included(prefix),
+    };
+    for row in table
+        .range::<&str>((start, Bound::Unbounded))
+        .map_err(|e| fault(path, e))?
+    {
+        let (key, value) = row.map_err(|e| fault(path, e))?;
+        let key = key.value();
+        if !key.starts_with(prefix) || !each(key, decode(path, key, value.value())?) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl Tx<'_> {
+    /// The record under `key`, with the changes of this write.
+    pub fn get<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        key: &str,
+    ) -> Result<Option<V>, Fault> {
+        let table = self
+            .transaction
+            .open_table(table.definition())
+            .map_err(|e| fault(self.path, e))?;
+        let value = table.get(key).map_err(|e| fault(self.path, e))?;
+        value
+            .map(|bytes| decode(self.path, key, bytes.value()))
+            .transpose()
+    }
+
+    /// Stores a record, replacing what was there. Errors: `TooLarge`, `Io`.
+    pub fn put<V: Serialize>(
+        &mut self,
+        table: &Table<V>,
+        key: &str,
+        value: &V,
+    ) -> Result<(), Fault> {
+        self.changes += 1;
+        let bytes = encode(key, value)?;
+        let mut table = self
+            .transaction
+            .open_table(table.definition())
+            .map_err(|e| fault(self.path, e))?;
+        table
+            .insert(key, bytes.as_slice())
+            .map_err(|e| fault(self.path, e))?;
+        Ok(())
+    }
+
+    /// Removes a record; says whether it was there.
+    pub fn remove<V>(&mut self, table: &Table<V>, key: &str) -> Result<bool, Fault> {
+        self.changes += 1;
+        let mut table = self
+            .transaction
+            .open_table(table.definition())
+            .map_err(|e| fault(self.path, e))?;
+        let removed = table.remove(key).map_err(|e| fault(self.path, e))?;
+        Ok(removed.is_some())
+    }
+
+    /// As [`Snapshot::scan`], with the changes of this write. `each` cannot change the table.
+    pub fn scan<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        prefix: &str,
+        after: Option<&str>,
+        mut each: impl FnMut(&str, V) -> bool,
+    ) -> Result<(), Fault> {
+        let table = self
+            .transaction
+            .open_table(table.definition())
+            .map_err(|e| fault(self.path, e))?;
+        scan(&table, self.path, prefix, after, &mut each)
+    }
+
+    /// Records an event that goes to the log when, and only when, this write is committed.
+    ///
+    /// `payload` is the struct that the contract's `emits` names for `topic`.
+    pub fn emit<E: Serialize>(
+        &mut self,
+        namespace: Option<&Namespace>,
+        topic: &str,
+        payload: &E,
+    ) -> Result<(), Fault> {
+        let event = serde_json::to_string(payload)
+            .map_err(|e| Fault::TooLarge(topic.to_owned(), e.to_string()))?;
+        let entry = Entry {
+            time: self.now,
+            namespace: namespace.cloned(),
+            topic: topic.to_owned(),
+            event,
+        };
+        let number = self.get(&META, "outbox")?.unwrap_or(1);
+        self.put(&OUTBOX, &outbox_key(number), &entry)?;
+        self.put(&META, "outbox", &(number + 1))?;
+        self.emitted = true;
+        Ok(())
+    }
+}
+
+/// Numbers as text that sorts like numbers.
+pub(crate) fn outbox_key(number: u64) -> String {
+    format!("{number:020}")
+}
+
+/// Reads one page of a table: the records below `prefix` that `keep` turns into items, in key order.
+///
+/// A page ends at the limit asked for, at 500 items, or at a mebibyte. The token is the last key's rest behind `prefix`.
+/// Errors: `Token`, `Damaged`, `Io`; what `keep` fails with.
+pub fn page<V, T>(
+    snapshot: &Snapshot,
+    table: &Table<V>,
+    prefix: &str,
+    paging: &Paging,
+    mut keep: impl FnMut(&str, V) -> Option<T>,
+) -> Result<Page<T>, Fault>
+where
+    V: DeserializeOwned + Serialize,
+{
+    if paging.token.chars().any(char::is_control) {
+        return Err(Fault::Token(paging.token.clone()));
+    }
+    let limit = if paging.limit == 0 {
+        MOST
+    } else {
+        (paging.limit as usize).min(MOST)
+    };
+    let after = (!paging.token.is_empty()).then(|| format!("{prefix}{}", paging.token));
+    let mut page = Page {
+        items: Vec::new(),
+        next: String::new(),
+        version: snapshot.version()?,
+    };
+    let (mut bytes, mut last) = (0, String::new());
+    snapshot.scan(table, prefix, after.as_deref(), |key, record| {
+        if page.items.len() >= limit || bytes >= MOST_BYTES {
+            page.next.clone_from(&last);
+            return false;
+        }
+        let size = codec::encode(&record).map_or(0, |encoded| encoded.len());
+        if let Some(item) = keep(key, record) {
+            bytes += size;
+            page.items.push(item);
+        }
+        last.clear();
+        last.push_str(&key[prefix.len()..]);
+        true
+    })?;
+    Ok(page)
+}

@@ -1,0 +1,149 @@
+//! What the ledger promises.
+
+use contracts::{Error, OperationId, Paging, Result};
+use ledger::{Ledger, LedgerConfig, Table, page};
+
+const THINGS: Table<String> = Table::new("things");
+
+fn open(dir: &tempfile::TempDir) -> Ledger {
+    Ledger::open(dir.path().join("x.redb"), LedgerConfig::FIRST).unwrap()
+}
+
+fn operation(name: &str) -> OperationId {
+    OperationId::new(name).unwrap()
+}
+
+async fn put(
+    ledger: &Ledger,
+    op: Option<&OperationId>,
+    key: &'static str,
+    value: &'static str,
+) -> Result<String> {
+    ledger
+        .write(op, move |tx| {
+            if tx.get(&THINGS, key)?.is_some() {
+                return Err(Error::exists(key));
+            }
+            tx.put(&THINGS, key, &value.to_owned())?;
+            tx.emit(None, "/things/create", &serde_json::json!({ "key": key }))?;
+            Ok(value.to_owned())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_repeated_operation_gets_the_first_reply_and_no_second_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir);
+    let op = operation("once");
+    assert_eq!(put(&ledger, Some(&op), "a", "1").await.unwrap(), "1");
+    assert_eq!(put(&ledger, Some(&op), "a", "2").await.unwrap(), "1");
+    assert!(
+        put(&ledger, Some(&operation("other")), "a", "2")
+            .await
+            .is_err()
+    );
+    drop(ledger);
+    let ledger = open(&dir);
+    assert_eq!(
+        put(&ledger, Some(&op), "a", "3").await.unwrap(),
+        "1",
+        "also after a restart"
+    );
+}
+
+#[tokio::test]
+async fn a_failed_write_leaves_no_trace_and_hurts_no_neighbour() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir);
+    let bad = ledger.write(None, |tx| {
+        tx.put(&THINGS, "bad", &"x".to_owned())?;
+        Err::<(), _>(Error::invalid("no"))
+    });
+    let (good, bad, other) = tokio::join!(
+        put(&ledger, None, "good", "1"),
+        bad,
+        put(&ledger, None, "other", "2")
+    );
+    assert!(good.is_ok() && other.is_ok());
+    assert_eq!(bad.unwrap_err().message, "no");
+    let there = ledger
+        .read::<_, Error>(|s| Ok((s.get(&THINGS, "bad")?, s.get(&THINGS, "good")?)))
+        .unwrap();
+    assert_eq!(there, (None, Some("1".to_owned())));
+}
+
+#[tokio::test]
+async fn pages_cover_everything_once_and_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = open(&dir);
+    for i in 0..25u32 {
+        let key = format!("ns\0{i:03}");
+        ledger
+            .write::<_, Error, _>(None, move |tx| Ok(tx.put(&THINGS, &key, &i.to_string())?))
+            .await
+            .unwrap();
+    }
+    ledger
+        .write::<_, Error, _>(None, |tx| {
+            Ok(tx.put(&THINGS, "other\0x", &"no".to_owned())?)
+        })
+        .await
+        .unwrap();
+    let (mut seen, mut token) = (Vec::new(), String::new());
+    loop {
+        let paging = Paging {
+            limit: 7,
+            token,
+            ..Paging::default()
+        };
+        let page = ledger
+            .read::<_, Error>(|s| Ok(page(s, &THINGS, "ns\0", &paging, |_, v| Some(v))?))
+            .unwrap();
+        assert!(page.items.len() <= 7);
+        seen.extend(page.items);
+        token = page.next;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(
+        seen,
+        (0..25).map(|i: u32| i.to_string()).collect::<Vec<_>>()
+    );
+}
+
+#[actix_rt::test]
+async fn events_reach_the_log_once_and_in_order_also_after_a_restart() {
+    use bus::testing::{Fake, LocalBus};
+    use contracts::events::{Append, Events};
+    use std::{cell::RefCell, rc::Rc};
+
+    let dir = tempfile::tempdir().unwrap();
+    let log: Rc<RefCell<Vec<(u64, String)>>> = Rc::default();
+    let appended = log.clone();
+    let fake = Fake::<Events>::new("log").on(move |_, append: Append| {
+        let mut log = appended.borrow_mut();
+        for (i, entry) in append.entries.into_iter().enumerate() {
+            log.push((append.first + i as u64, entry.event));
+        }
+        Ok(log.len() as u64)
+    });
+    let node = LocalBus::new().fake(fake).start(dir.path()).unwrap();
+    let ledger = open(&dir);
+    put(&ledger, None, "a", "1").await.unwrap();
+    ledger::deliver(&ledger, &node.bus());
+    put(&ledger, None, "b", "2").await.unwrap();
+    let expected = vec![
+        (1, r#"{"key":"a"}"#.to_owned()),
+        (2, r#"{"key":"b"}"#.to_owned()),
+    ];
+    tokio::time::timeout(std::time::Duration::from_secs(5), async {
+        while log.borrow().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(*log.borrow(), expected);
+}

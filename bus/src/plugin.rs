@@ -1,0 +1,334 @@
+//! A plugin's registration, and the process that hosts plugins.
+//!
+//! The process has the control link as its stdin. It reads who it is, gives up what it was not granted while still
+//! single-threaded, says hello, and then does what the supervisor says: takes sockets to peers, starts its plugins
+//! when what they require had its chance, and stops. When the link ends the supervisor has died, and so does it.
+
+use crate::actor::{Dispatch, Routes};
+use crate::client::Bus;
+use crate::framing::Reader;
+use crate::server::{Busy, serve};
+use crate::{control, envelope::PROTOCOL, privileges};
+use actix::{Actor, Context};
+use contracts::plugin::{FromPlugin, PluginBoot, PluginSpec, Privileges, Socket, ToPlugin};
+use contracts::{Error, Fd, PluginId, Result, Service};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{collections::HashMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
+use tokio::net::UnixStream;
+
+/// How long a stopping process waits for what is in flight.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// What a plugin is given when it starts.
+pub struct Boot<C> {
+    /// Its settings.
+    pub config: C,
+    /// What it calls others with.
+    pub bus: Bus,
+    /// Its listening sockets, in the order of registration.
+    pub sockets: Vec<Fd>,
+    root: PathBuf,
+    state: PathBuf,
+}
+
+impl<C> Boot<C> {
+    /// Its folder of durable state: exists, and is its own.
+    pub fn root(&self) -> &std::path::Path {
+        &self.root
+    }
+
+    /// Its folder of run-time state: exists, is its own, and is empty after a reboot.
+    pub fn state(&self) -> &std::path::Path {
+        &self.state
+    }
+}
+
+type Start = Box<dyn Fn(PluginBoot, Bus) -> Result<Rc<dyn Dispatch>>>;
+
+/// The facts the supervisor needs before any process exists, and the one function that starts the plugin.
+pub struct Registration {
+    spec: PluginSpec,
+    start: Start,
+}
+
+impl Registration {
+    /// Begins the registration of plugin `S/id`. `id` is lowercase letters, digits and dashes.
+    pub fn new<S: Service>(id: &str) -> Self {
+        let name = PluginId::new(format!("{}/{id}", S::NAME))
+            .unwrap_or_else(|e| unreachable!("a plugin id in the source: {e}"));
+        let spec = PluginSpec {
+            id: name,
+            serves: vec![S::NAME.into()],
+            requires: Vec::new(),
+            privileges: Privileges::NONE,
+            sockets: Vec::new(),
+            defaults: "{}".into(),
+        };
+        Self {
+            spec,
+            start: Box::new(|boot, _| {
+                Err(Error::unimplemented(format!(
+                    "plugin {}: has no start",
+                    boot.id
+                )))
+            }),
+        }
+    }
+
+    /// Says that it answers another contract too.
+    pub fn also<S: Service>(mut self) -> Self {
+        self.spec.serves.push(S::NAME.into());
+        self
+    }
+
+    /// Says that it calls contract `S`: who answers it starts before, and a private link is made.
+    pub fn requires<S: Service>(mut self) -> Self {
+        self.spec.requires.push(S::NAME.into());
+        self
+    }
+
+    /// Asks for privileges.
+    pub fn privileges(mut self, privileges: Privileges) -> Self {
+        self.spec.privileges = privileges;
+        self
+    }
+
+    /// Asks for a listening Unix socket `name` below the state folder.
+    pub fn socket(mut self, name: &str, mode: u32) -> Self {
+        self.spec.sockets.push(Socket {
+            name: name.into(),
+            mode,
+        });
+        self
+    }
+
+    /// Says how it starts: its routes, and the function that makes its actor from settings, folders and bus.
+    ///
+    /// `C` is its settings: `Default` gives every key its default, and keys that it does not have are refused.
+    pub fn start<A, C>(mut self, routes: fn() -> Routes<A>, make: fn(Boot<C>) -> Result<A>) -> Self
+    where
+        A: Actor<Context = Context<A>>,
+        C: Default + Serialize + DeserializeOwned + 'static,
+    {
+        self.spec.defaults = serde_json::to_string(&C::default()).unwrap_or_else(|_| "{}".into());
+        self.start = Box::new(move |boot, bus| {
+            let config = serde_json::from_str(&boot.config)
+                .map_err(|e| Error::invalid(format!("plugin {}: settings: {e}", boot.id)))?;
+            let boot = Boot {
+                config,
+                bus,
+                sockets: boot.sockets,
+                root: boot.root.into(),
+                state: boot.state.into(),
+            };
+            Ok(Rc::new(routes().to(make(boot)?.start())) as Rc<dyn Dispatch>)
+        });
+        self
+    }
+
+    /// The facts.
+    pub fn spec(&self) -> &PluginSpec {
+        &self.spec
+    }
+
+    pub(crate) fn launch(&self, boot: PluginBoot, bus: Bus) -> Result<Rc<dyn Dispatch>> {
+        (self.start)(boot, bus)
+    }
+}
+
+/// Runs the process that hosts plugins: its stdin is the control link. Returns when it must exit.
+///
+/// Must be called before any other thread exists, because privileges belong to threads.
+pub fn host(registrations: Vec<Registration>) -> ExitCode {
+    let mut reader = Reader::default();
+    let boot = match control::receive_blocking(&mut reader, std::io::stdin()) {
+        Ok(ToPlugin::Boot(boot)) => *boot,
+        Ok(_) => return refuse(&Error::internal("control link: boot must come first")),
+        Err(error) => return refuse(&error),
+    };
+    if boot.protocol != PROTOCOL {
+        return refuse(&Error::precondition(format!(
+            "supervisor speaks protocol {}, this build {PROTOCOL}",
+            boot.protocol
+        )));
+    }
+    // Its own process group: Ctrl-C in a terminal reaches the supervisor alone, which then stops all in order.
+    let _ = rustix::process::setpgid(None, None);
+    if let Err(error) = privileges::drop_to(&boot) {
+        return refuse(&error);
+    }
+    // An error of the last plugin to stop has been told over the control link.
+    actix::System::new().block_on(run(registrations, boot.plugins, reader))
+}
+
+fn refuse(error: &Error) -> ExitCode {
+    eprintln!("plugin host: {error}");
+    ExitCode::FAILURE
+}
+
+async fn run(
+    registrations: Vec<Registration>,
+    plugins: Vec<PluginBoot>,
+    reader: Reader,
+) -> ExitCode {
+    let stream = match control_stream() {
+        Ok(stream) => stream,
+        Err(e) => return refuse(&Error::internal(format!("control link: {e}"))),
+    };
+    let (sender, mut receiver) = control::resume::<FromPlugin, ToPlugin>(stream, reader);
+    let mut process = Process::new(registrations, plugins);
+    if sender
+        .send(&FromPlugin::Hello { protocol: PROTOCOL })
+        .await
+        .is_err()
+    {
+        return ExitCode::FAILURE;
+    }
+    loop {
+        let message = match receiver.next().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return ExitCode::FAILURE,
+            Err(error) => return refuse(&error),
+        };
+        match message {
+            ToPlugin::Boot(_) => return refuse(&Error::internal("control link: a second boot")),
+            ToPlugin::Wire {
+                plugin,
+                peer,
+                client,
+                socket,
+            } => process.wire(&plugin, peer, client, socket),
+            ToPlugin::Peer {
+                plugin,
+                peer,
+                state,
+                cause,
+                chain,
+            } => {
+                if let Some(link) = process.bus(&plugin).and_then(|bus| bus.link(&peer)) {
+                    link.stands(state, cause, chain);
+                }
+            }
+            ToPlugin::Start { plugin } => {
+                let told = match process.start(&plugin) {
+                    Ok(()) => sender.send(&FromPlugin::Ready { plugin }).await,
+                    Err(error) => {
+                        tracing::error!(%plugin, %error, "plugin does not start");
+                        // The supervisor reads the reason before it sees the exit.
+                        let _ = sender.send(&FromPlugin::Failed { plugin, error }).await;
+                        return ExitCode::FAILURE;
+                    }
+                };
+                if told.is_err() {
+                    return ExitCode::FAILURE;
+                }
+            }
+            ToPlugin::Stop => {
+                // Past the bound, callers are told by their broken links.
+                let _ = tokio::time::timeout(DRAIN, process.busy.idle()).await;
+                return ExitCode::SUCCESS;
+            }
+        }
+    }
+}
+
+fn control_stream() -> std::io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(rustix::io::dup(std::io::stdin())?);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// The plugins of this process.
+struct Process {
+    hosted: HashMap<PluginId, Hosted>,
+    busy: Rc<Busy>,
+}
+
+struct Hosted {
+    registration: Option<Registration>,
+    boot: Option<PluginBoot>,
+    bus: Bus,
+    /// What answers, once started; sockets that came before wait here.
+    dispatch: Option<Rc<dyn Dispatch>>,
+    early: Vec<UnixStream>,
+}
+
+impl Process {
+    fn new(registrations: Vec<Registration>, plugins: Vec<PluginBoot>) -> Self {
+        let mut registrations: HashMap<PluginId, Registration> = registrations
+            .into_iter()
+            .map(|registration| (registration.spec.id.clone(), registration))
+            .collect();
+        let hosted = plugins.into_iter().map(|boot| {
+            let bus = Bus::new(boot.id.clone(), &boot.peers);
+            let registration = registrations.remove(&boot.id);
+            (
+                boot.id.clone(),
+                Hosted {
+                    registration,
+                    boot: Some(boot),
+                    bus,
+                    dispatch: None,
+                    early: Vec::new(),
+                },
+            )
+        });
+        Self {
+            hosted: hosted.collect(),
+            busy: Rc::default(),
+        }
+    }
+
+    fn bus(&self, plugin: &PluginId) -> Option<&Bus> {
+        self.hosted.get(plugin).map(|hosted| &hosted.bus)
+    }
+
+    fn wire(&mut self, plugin: &PluginId, peer: PluginId, client: bool, socket: Fd) {
+        let Some(hosted) = self.hosted.get_mut(plugin) else {
+            return;
+        };
+        let stream = match adopt(socket) {
+            Ok(stream) => stream,
+            Err(e) => return tracing::error!(%plugin, %peer, error = %e, "socket to a peer"),
+        };
+        match (&hosted.dispatch, client) {
+            (_, true) => {
+                if let Some(link) = hosted.bus.link(&peer) {
+                    link.attach(stream);
+                }
+            }
+            (Some(dispatch), false) => drop(actix::spawn(serve(
+                stream,
+                dispatch.clone(),
+                self.busy.clone(),
+            ))),
+            (None, false) => hosted.early.push(stream),
+        }
+    }
+
+    fn start(&mut self, plugin: &PluginId) -> Result<()> {
+        let Some(hosted) = self.hosted.get_mut(plugin) else {
+            return Err(Error::not_found(format!(
+                "plugin {plugin}: not in this process"
+            )));
+        };
+        let (Some(registration), Some(boot)) = (&hosted.registration, hosted.boot.take()) else {
+            return Err(Error::precondition(format!(
+                "plugin {plugin}: unknown to this build, or started before"
+            )));
+        };
+        let dispatch = registration.launch(boot, hosted.bus.clone())?;
+        for stream in hosted.early.drain(..) {
+            actix::spawn(serve(stream, dispatch.clone(), self.busy.clone()));
+        }
+        hosted.dispatch = Some(dispatch);
+        Ok(())
+    }
+}
+
+/// Makes a tokio stream of a received socket.
+pub(crate) fn adopt(socket: Fd) -> std::io::Result<UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(socket.into_owned()?);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
