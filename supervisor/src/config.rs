@@ -1,0 +1,304 @@
+//! The configuration file: TOML, every key known, every error with its line and a way out.
+//!
+//! ```toml
+//! version = 1
+//! root = "/var/lib/gantry"
+//! [plugins."gateway/http"]     # a plugin goes by its full id
+//! listen = "127.0.0.1:7171"
+//! ```
+//!
+//! What a plugin may be told is what its registration gives defaults for. The supervisor reads the file once; a changed
+//! file counts from the next start of the node.
+
+use crate::{restart::Policy, settings};
+use contracts::plugin::PluginSpec;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use toml::de::DeTable;
+
+/// The version of the file format that this build reads.
+pub const VERSION: i64 = 1;
+
+/// The settings of a node: the file laid over the defaults.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Config {
+    version: i64,
+    /// Folder of durable state, absolute.
+    pub root: PathBuf,
+    /// Folder of run-time state, absolute.
+    pub state: PathBuf,
+    /// `default`, `minimal`, or the path of a manifest.
+    pub manifest: String,
+    /// The first uid that plugins get; also their common gid.
+    pub uid_base: u32,
+    restart: Restart,
+    /// Settings of each built-in plugin, by id.
+    plugins: BTreeMap<String, Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Restart {
+    failures: u32,
+    forgive_seconds: u32,
+}
+
+/// What is wrong with the configuration, as `file:line: what`.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct ConfigError {
+    place: String,
+    what: String,
+}
+
+impl ConfigError {
+    pub(crate) fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            what: what.into(),
+        }
+    }
+}
+
+impl Config {
+    /// The defaults of this build.
+    pub fn new(specs: &[PluginSpec]) -> Result<Self, ConfigError> {
+        Self::of(Value::Object(template(specs)?), &|_| "defaults".into())
+    }
+
+    /// Reads the TOML `text` of `file`. Errors: with the line, for bad TOML, an unknown key or plugin, a wrong type or value.
+    pub fn parse(file: &str, text: &str, specs: &[PluginSpec]) -> Result<Self, ConfigError> {
+        let place = |at: usize| format!("{file}:{}", line(text, at));
+        let table = DeTable::parse(text).map_err(|e| {
+            let at = e.span().map_or(0, |span| span.start);
+            ConfigError::new(place(at), e.message())
+        })?;
+        let table = table.get_ref();
+        if !table.contains_key("version") {
+            let what = format!("version is missing; write `version = {VERSION}` on top");
+            return Err(ConfigError::new(place(0), what));
+        }
+        let laid = settings::overlay(&template(specs)?, table, "")
+            .map_err(|problem| ConfigError::new(place(problem.at), problem.what))?;
+        Self::of(Value::Object(laid), &|key| {
+            place(table.get(key).map_or(0, |value| value.span().start))
+        })
+    }
+
+    fn of(json: Value, place: &dyn Fn(&str) -> String) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_value(json)
+            .map_err(|e| ConfigError::new(place("version"), e.to_string()))?;
+        config.check(place)?;
+        Ok(config)
+    }
+
+    fn check(&self, place: &dyn Fn(&str) -> String) -> Result<(), ConfigError> {
+        let refuse = |key, what: String| Err(ConfigError::new(place(key), what));
+        if self.version != VERSION {
+            let version = self.version;
+            return refuse(
+                "version",
+                format!("version {version} is not known; this build reads version {VERSION}"),
+            );
+        }
+        for (key, path) in [("root", &self.root), ("state", &self.state)] {
+            if !path.is_absolute() {
+                let shown = path.display();
+                return refuse(key, format!("{key} {shown}: must be an absolute path"));
+            }
+        }
+        if self.root == self.state {
+            return refuse("state", "state must be another folder than root".into());
+        }
+        if self.uid_base == 0 {
+            return refuse("uid_base", "uid_base 0 is root; use 700000 or so".into());
+        }
+        Ok(())
+    }
+
+    /// The figures of the backoff.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            failures: self.restart.failures,
+            forgive: Duration::from_secs(self.restart.forgive_seconds.into()),
+            ..Policy::default()
+        }
+    }
+
+    /// The settings of a plugin as JSON text: its defaults overlaid by the file.
+    pub fn settings(&self, plugin: &str) -> String {
+        let settings = self.plugins.get(plugin);
+        settings.map_or_else(|| "{}".into(), Value::to_string)
+    }
+
+    /// Lays one key over the settings of a plugin, as a command line option does. Errors: no such plugin or key.
+    pub fn set(&mut self, plugin: &str, key: &str, value: Value) -> Result<(), ConfigError> {
+        let known = self.plugins.get_mut(plugin).and_then(Value::as_object_mut);
+        match known.and_then(|settings| settings.get_mut(key)) {
+            Some(slot) => *slot = value,
+            None => {
+                let what = format!("plugin {plugin} is not built in, or has no such setting");
+                return Err(ConfigError::new(format!("option {key}"), what));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the paths again after options have changed them. Errors: as [`Config::parse`].
+    pub fn recheck(&self) -> Result<(), ConfigError> {
+        self.check(&|key| format!("option {key}"))
+    }
+}
+
+/// Every key there is, with its default.
+fn template(specs: &[PluginSpec]) -> Result<Map<String, Value>, ConfigError> {
+    let mut plugins = Map::new();
+    for spec in specs {
+        let defaults: Map<String, Value> = serde_json::from_str(&spec.defaults)
+            .map_err(|e| ConfigError::new(spec.id.as_str(), format!("its defaults: {e}")))?;
+        plugins.insert(spec.id.to_string(), Value::Object(defaults));
+    }
+    let policy = Policy::default();
+    let top = json!({
+        "version": VERSION,
+        "root": "/var/lib/gantry",
+        "state": "/run/gantry",
+        "manifest": "default",
+        "uid_base": 700_000,
+        "restart": { "failures": policy.failures, "forgive_seconds": policy.forgive.as_secs() },
+        "plugins": plugins,
+    });
+    match top {
+        Value::Object(map) => Ok(map),
+        _ => Ok(Map::new()),
+    }
+}
+
+fn line(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().iter().take(at);
+    before.filter(|&&byte| byte == b'\n').count() + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::spec;
+
+    fn specs() -> Vec<PluginSpec> {
+        let mut gateway = spec("gateway/http", &[]);
+        gateway.defaults = r#"{"listen":"","workers":2,"ratio":0.5,"token":null,"hosts":["a"],"labels":{},"tls":{"cert":"","key":""}}"#.into();
+        vec![gateway, spec("content/local", &[])]
+    }
+
+    fn refused(text: &str) -> String {
+        Config::parse("g.toml", &format!("version = 1\n{text}"), &specs())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn the_file_is_laid_over_the_defaults() {
+        let text = "version = 1\nroot = '/r'\n[plugins.'gateway/http']\nlisten = ':1'\nratio = 2\ntoken = 7\nlabels = { any = true }\ntls.key = 'k'\nhosts = ['x', 'y']\n[restart]\nfailures = 3";
+        let config = Config::parse("g.toml", text, &specs()).unwrap();
+        assert_eq!(config.root, PathBuf::from("/r"));
+        assert_eq!(config.state, PathBuf::from("/run/gantry"));
+        assert_eq!(config.policy().failures, 3);
+        let settings: Value = serde_json::from_str(&config.settings("gateway/http")).unwrap();
+        let expected = json!({"listen": ":1", "workers": 2, "ratio": 2, "token": 7, "hosts": ["x", "y"], "labels": {"any": true}, "tls": {"cert": "", "key": "k"}});
+        assert_eq!(settings, expected);
+        assert_eq!(config.settings("content/local"), "{}");
+    }
+
+    #[test]
+    fn every_mistake_is_named_with_file_line_and_way_out() {
+        let gateway = |line: &str| refused(&format!("\n[plugins.'gateway/http']\n{line}"));
+        for (error, expected) in [
+            (
+                refused("rot = '/x'"),
+                r#"g.toml:2: unknown key "rot"; did you mean "root""#,
+            ),
+            (
+                gateway("lissten = ''"),
+                r#"g.toml:4: unknown key "lissten" in plugins."gateway/http"; did you mean "listen""#,
+            ),
+            (
+                gateway("tls.kei = ''"),
+                r#"g.toml:4: unknown key "kei" in plugins."gateway/http".tls; did you mean "key""#,
+            ),
+            (
+                gateway("listen = 7"),
+                r#"g.toml:4: plugins."gateway/http".listen must be a string, not a whole number"#,
+            ),
+            (
+                gateway("workers = 1.5"),
+                r#"g.toml:4: plugins."gateway/http".workers must be a whole number, not a number"#,
+            ),
+            (
+                gateway("hosts = ['a',\n 3]"),
+                r#"g.toml:5: plugins."gateway/http".hosts must be a string, not a whole number"#,
+            ),
+            (
+                gateway("tls = 'x'"),
+                r#"g.toml:4: plugins."gateway/http".tls must be a table, not a string"#,
+            ),
+            (
+                gateway("token = 1979-05-27"),
+                r#"g.toml:4: plugins."gateway/http".token: write times as a string, in quotes"#,
+            ),
+            (
+                refused("[plugins.gateway]"),
+                r#"g.toml:2: unknown plugin "gateway"; did you mean "gateway/http""#,
+            ),
+            (
+                refused("[plugins.'content/locl']"),
+                r#"g.toml:2: unknown plugin "content/locl"; did you mean "content/local""#,
+            ),
+            (
+                refused("[plugins.'content/local']\nx = 1"),
+                r#"g.toml:3: unknown key "x" in plugins."content/local", which has no settings"#,
+            ),
+            (
+                refused("root = 'relative'"),
+                "g.toml:2: root relative: must be an absolute path",
+            ),
+            (
+                refused("root = '/run/gantry'"),
+                "g.toml:1: state must be another folder than root",
+            ),
+            (
+                refused("uid_base = 0"),
+                "g.toml:2: uid_base 0 is root; use 700000 or so",
+            ),
+        ] {
+            assert_eq!(error, expected);
+        }
+        assert!(refused("root = ").starts_with("g.toml:2: "));
+        assert!(refused("uid_base = -1").starts_with("g.toml:"));
+    }
+
+    #[test]
+    fn the_version_is_asked_for_and_checked() {
+        let read = |text| {
+            Config::parse("g.toml", text, &specs())
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            read(""),
+            "g.toml:1: version is missing; write `version = 1` on top"
+        );
+        assert_eq!(
+            read("\nversion = 2"),
+            "g.toml:2: version 2 is not known; this build reads version 1"
+        );
+    }
+
+    #[test]
+    fn an_option_overrides_a_known_setting_only() {
+        let mut config = Config::new(&specs()).unwrap();
+        config.set("gateway/http", "listen", json!(":2")).unwrap();
+        assert!(config.settings("gateway/http").contains("\":2\""));
+        assert!(config.set("gateway/http", "nothing", json!(1)).is_err());
+        assert!(config.set("nobody/x", "listen", json!(1)).is_err());
+    }
+}

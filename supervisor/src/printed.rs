@@ -1,0 +1,115 @@
+//! `gantry config default`: the whole configuration as a commented file, made from what the plugins register.
+
+use contracts::plugin::PluginSpec;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+
+const TOP: &str = r#"# The configuration of a gantry node. Every line that begins with a single # is the default.
+version = 1
+
+## Folder of durable state, and folder of run-time state (sockets); both absolute.
+# root = "/var/lib/gantry"
+# state = "/run/gantry"
+
+## Which plugins run and which share a process: "default" (one process each), "minimal", or the path of a manifest.
+# manifest = "default"
+
+## Started by root, every plugin gets a uid of its own from here on; this number is also their common gid.
+# uid_base = 700000
+
+## A process that ends `failures` times in quick succession is tried again only once a minute; answering for
+## `forgive_seconds` makes up for all of them.
+# [restart]
+# failures = 10
+# forgive_seconds = 60
+"#;
+
+/// Prints the defaults of this build as a file in which they are commented out.
+pub fn default_file(specs: &[PluginSpec]) -> String {
+    let mut text = TOP.to_owned();
+    let mut specs: Vec<_> = specs.iter().collect();
+    specs.sort_by(|a, b| a.id.cmp(&b.id));
+    for spec in specs {
+        let defaults: Map<String, Value> = serde_json::from_str(&spec.defaults).unwrap_or_default();
+        if defaults.is_empty() {
+            continue;
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\n# [plugins.{}]", quoted(spec.id.as_str()));
+        for (key, value) in &defaults {
+            let key = bare_or_quoted(key);
+            let _ = match value {
+                Value::Null => writeln!(text, "## {key} is not set"),
+                value => writeln!(text, "# {key} = {}", inline(value)),
+            };
+        }
+    }
+    text
+}
+
+/// Writes a value on one line. TOML has no null: inside of lists and tables it is left out.
+fn inline(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(items) => {
+            let items: Vec<_> = items.iter().filter(|i| !i.is_null()).map(inline).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(map) => {
+            let entries = map.iter().filter(|(_, value)| !value.is_null());
+            let entries: Vec<_> = entries
+                .map(|(key, value)| format!("{} = {}", bare_or_quoted(key), inline(value)))
+                .collect();
+            match entries.is_empty() {
+                true => "{}".into(),
+                false => format!("{{ {} }}", entries.join(", ")),
+            }
+        }
+        other => other.to_string(),
+    }
+}
+
+fn bare_or_quoted(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match !key.is_empty() && key.chars().all(bare) {
+        true => key.to_owned(),
+        false => quoted(key),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, samples::spec};
+
+    fn specs() -> Vec<PluginSpec> {
+        let mut gateway = spec("gateway/http", &[]);
+        gateway.defaults = r#"{"listen":"a\"b","none":null,"n":-3,"f":1.5,"list":["x"],"map":{"k.k":{"deep":true}},"empty":{}}"#.into();
+        vec![gateway, spec("content/local", &[])]
+    }
+
+    #[test]
+    fn the_printed_file_is_read_as_the_defaults_with_and_without_its_comments() {
+        let (specs, text) = (specs(), default_file(&specs()));
+        let bare = |line: &str| line.strip_prefix("# ").unwrap_or(line).to_owned();
+        let uncommented: Vec<_> = text.lines().skip(1).map(bare).collect();
+        let defaults = Config::new(&specs).unwrap().settings("gateway/http");
+        for text in [text.clone(), uncommented.join("\n")] {
+            let config = Config::parse("default", &text, &specs).unwrap();
+            assert_eq!(config.settings("gateway/http"), defaults, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_shown_and_plugins_without_any_are_not() {
+        let text = default_file(&specs());
+        assert!(
+            text.contains("# [plugins.\"gateway/http\"]") && text.contains("## none is not set")
+        );
+        assert!(!text.contains("content/local"));
+    }
+}
