@@ -17,10 +17,12 @@
 
 mod deliver;
 mod fault;
+mod generation;
 mod table;
 mod writer;
 
 pub use deliver::deliver;
 pub use fault::Fault;
+pub use generation::Generation;
 pub use table::{Snapshot, Table, Tx, page};
 pub use writer::{Ledger, LedgerConfig};
