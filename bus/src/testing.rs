@@ -13,8 +13,8 @@ use crate::actor::{Answer, Dispatch, Encoded, Incoming, Response, encode};
 use crate::client::{Bus, Ctx};
 use crate::plugin::Registration;
 use crate::server::{Busy, serve};
-use contracts::plugin::{PluginBoot, State};
-use contracts::{Error, PluginId, Request, Result, Service};
+use contracts::plugin::{PluginBoot, Socket, State};
+use contracts::{Error, Fd, PluginId, Request, Result, Service};
 use futures_util::{StreamExt, future::LocalBoxFuture, stream};
 use std::{
     collections::BTreeMap, collections::HashMap, marker::PhantomData, path::Path, path::PathBuf,
@@ -271,7 +271,7 @@ impl LocalNode {
             root: folder("root")?,
             state: folder("state")?,
             config: config.clone(),
-            sockets: Vec::new(),
+            sockets: self.listen(&spec.sockets)?,
             peers,
         };
         let dispatch = registration.launch(boot, bus.clone())?;
@@ -286,6 +286,19 @@ impl LocalNode {
             },
         );
         Ok(())
+    }
+
+    /// Opens a plugin's listening sockets below the state folder, as the supervisor would.
+    fn listen(&self, sockets: &[Socket]) -> Result<Vec<Fd>> {
+        let open = |socket: &Socket| {
+            let path = self.root.join("state").join(&socket.name);
+            // A predecessor's file would be in the way.
+            let _ = std::fs::remove_file(&path);
+            let listener = std::os::unix::net::UnixListener::bind(&path)
+                .map_err(|e| Error::internal(format!("{}: {e}", path.display())))?;
+            Ok(Fd::from(std::os::fd::OwnedFd::from(listener)))
+        };
+        sockets.iter().map(open).collect()
     }
 
     fn wire_all(&self, bus: &Bus) -> Result<()> {

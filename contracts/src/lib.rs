@@ -18,6 +18,7 @@ pub mod diff;
 mod error;
 pub mod events;
 pub mod fd;
+pub mod gateway;
 pub mod gc;
 mod ids;
 pub mod images;
