@@ -1,0 +1,659 @@
+//! The node's one loop: news from processes, questions from plugins, signals and time go into the lifecycle; what it
+//! says is done here. Everything that touches the kernel is reached from this file.
+
+use crate::{
+    child::{self, News, Running, What},
+    facts,
+    folders::{FolderError, Folders},
+    graph::{Graph, SUPERVISOR},
+    lifecycle::{Input, Lifecycle, Output, Timing},
+    lock::{Lock, LockError},
+    options::{Options, Plan, PlanError},
+    process,
+    registry::Registry,
+    service::{self, SupervisorService},
+    sockets::{SocketError, Sockets},
+    standing::{self, Standing},
+};
+use actix::Actor;
+use bus::{Dispatch, PROTOCOL, server};
+use contracts::{
+    Error, Fd, PluginId, Result, Timestamp,
+    plugin::{
+        Boot, FromPlugin, GraphInfo, NodeInfo, PluginBoot, PluginInfo, PluginSpec, State, ToPlugin,
+    },
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// Questions that may wait; who asks more waits.
+const QUESTIONS: usize = 64;
+/// How long an action waits for the plugin to settle before it is answered. Short, for who asks may itself be what stops.
+const SETTLING: Duration = Duration::from_secs(2);
+/// Open files that the node's processes may have: enough for thousands of connections, and not so many that programs
+/// which close every possible descriptor stall.
+const OPEN_FILES: u64 = 65_536;
+
+/// Why a node does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Configuration, manifest or wiring.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Another supervisor.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A listening socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Signals cannot be watched.
+    #[error("signals: {0}")]
+    Signals(io::Error),
+}
+
+/// What a plugin asks the supervisor, with where the answer goes.
+pub(crate) enum Question {
+    List(oneshot::Sender<Result<Vec<PluginInfo>>>),
+    Get(PluginId, oneshot::Sender<Result<PluginInfo>>),
+    Graph(oneshot::Sender<Result<GraphInfo>>),
+    Node(oneshot::Sender<Result<NodeInfo>>),
+    Act {
+        action: Action,
+        plugin: PluginId,
+        reply: oneshot::Sender<Result<PluginInfo>>,
+    },
+}
+
+/// What a user wants done with a plugin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    Restart,
+    Stop,
+    Start,
+}
+
+/// Runs a node until SIGTERM or SIGINT, then stops everything, callers first, and leaves nothing behind; a second
+/// signal kills. SIGHUP is ignored: the configuration is read once.
+///
+/// Must run in an actix system on the main thread. Errors: see [`DaemonError`]; nothing runs then.
+pub async fn run(options: Options) -> std::result::Result<(), DaemonError> {
+    let plan = options.plan()?;
+    let mut signals = Signals::open().map_err(DaemonError::Signals)?;
+    let (mut daemon, mut inbox) = Daemon::open(options, plan)?;
+    raise_open_files();
+    daemon.feed(Input::Begin);
+    while !daemon.finished {
+        let due = daemon.due();
+        tokio::select! {
+            Some(news) = inbox.news.recv() => daemon.hear(news),
+            Some(question) = inbox.questions.recv() => daemon.answer(question),
+            () = signals.stop() => daemon.feed(Input::Shutdown),
+            () = sleep_until(due) => daemon.feed(Input::Tick),
+        }
+    }
+    daemon.close();
+    Ok(())
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit
+        .maximum
+        .map_or(OPEN_FILES, |most| most.min(OPEN_FILES));
+    if limit.current.is_some_and(|current| current < most) {
+        let raised = Rlimit {
+            current: Some(most),
+            maximum: limit.maximum,
+        };
+        // Within the hard limit this is always allowed; if not, the node runs with fewer.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    // Held so that it does not end the node.
+    _hup: Signal,
+}
+
+impl Signals {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            _hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = self.int.recv() => tracing::info!("SIGINT: stopping"),
+        }
+    }
+}
+
+struct Inbox {
+    news: mpsc::UnboundedReceiver<News>,
+    questions: mpsc::Receiver<Question>,
+}
+
+/// What a plugin is told when it boots and users see: fixed for the life of the node.
+struct Hosted {
+    spec: PluginSpec,
+    root: PathBuf,
+    state: PathBuf,
+}
+
+/// One slot of the manifest: who runs in it, as whom, and the present process.
+struct Slot {
+    hosts: Vec<PluginId>,
+    identity: Option<(u32, u32)>,
+    running: Option<Running>,
+    started_at: Option<Timestamp>,
+}
+
+/// An action that waits for its plugin to settle.
+struct Waiter {
+    plugin: PluginId,
+    until: Instant,
+    reply: oneshot::Sender<Result<PluginInfo>>,
+}
+
+struct Daemon {
+    options: Options,
+    config: crate::config::Config,
+    graph: Graph,
+    lifecycle: Lifecycle,
+    hosted: BTreeMap<PluginId, Hosted>,
+    slots: Vec<Slot>,
+    began: Instant,
+    began_at: Timestamp,
+    incarnations: u64,
+    news: mpsc::UnboundedSender<News>,
+    service: Rc<dyn Dispatch>,
+    busy: Rc<server::Busy>,
+    waiters: Vec<Waiter>,
+    is_up: bool,
+    finished: bool,
+    folders: Folders,
+    sockets: Sockets,
+    lock: Lock,
+}
+
+impl Daemon {
+    fn open(options: Options, plan: Plan) -> std::result::Result<(Self, Inbox), DaemonError> {
+        let Plan {
+            config,
+            registry,
+            graph,
+        } = plan;
+        let is_root = rustix::process::geteuid().is_root();
+        let base = is_root.then_some(config.uid_base);
+        let folders = Folders::open(&config.root, &config.state, base)?;
+        let lock = Lock::take(&folders.state)?;
+        let sockets = Sockets::open(&folders.state, registry.specs())?;
+        let (slots, hosted) = occupy(&folders, &registry)?;
+        let (news, heard) = mpsc::unbounded_channel();
+        let (ask, questions) = mpsc::channel(QUESTIONS);
+        let actor = SupervisorService::new(ask).start();
+        let lifecycle = Lifecycle::new(
+            graph.clone(),
+            registry.processes(),
+            config.policy(),
+            Timing::default(),
+            Box::new(rand::random::<f64>),
+        );
+        let daemon = Self {
+            options,
+            config,
+            graph,
+            lifecycle,
+            hosted,
+            slots,
+            began: Instant::now(),
+            began_at: Timestamp::now(),
+            incarnations: 0,
+            news,
+            service: Rc::new(service::routes().to(actor)),
+            busy: Rc::default(),
+            waiters: Vec::new(),
+            is_up: false,
+            finished: false,
+            folders,
+            sockets,
+            lock,
+        };
+        let inbox = Inbox {
+            news: heard,
+            questions,
+        };
+        Ok((daemon, inbox))
+    }
+
+    /// Leaves nothing: lock and sockets go with their values.
+    fn close(self) {
+        self.folders.sweep(self.hosted.keys());
+        drop(self.sockets);
+        drop(self.lock);
+        tracing::info!("stopped");
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let lifecycle = self.lifecycle.next_due().map(|due| self.began + due);
+        let waiters = self.waiters.iter().map(|waiter| waiter.until);
+        lifecycle.into_iter().chain(waiters).min()
+    }
+
+    fn feed(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for output in self.lifecycle.handle(input, self.began.elapsed()) {
+                inputs.extend(self.obey(output));
+            }
+        }
+        self.answer_settled();
+        self.note_up();
+    }
+
+    fn hear(&mut self, news: News) {
+        let slot = self.slots.get_mut(news.process);
+        let current = |slot: &&mut Slot| {
+            let running = slot.running.as_ref();
+            running.is_some_and(|running| running.incarnation == news.incarnation)
+        };
+        let Some(slot) = slot.filter(current) else {
+            return;
+        };
+        let input = match news.what {
+            What::Said(FromPlugin::Hello { protocol }) if protocol != PROTOCOL => Input::HungUp(
+                news.process,
+                format!("it speaks protocol {protocol}, this build {PROTOCOL}"),
+            ),
+            What::Said(FromPlugin::Hello { .. }) => Input::Hello(news.process),
+            // Nobody may speak for the plugin of another process.
+            What::Said(FromPlugin::Ready { plugin } | FromPlugin::Failed { plugin, .. })
+                if !slot.hosts.contains(&plugin) =>
+            {
+                Input::HungUp(news.process, format!("it spoke for {plugin}"))
+            }
+            What::Said(FromPlugin::Ready { plugin }) => Input::Ready(plugin),
+            What::Said(FromPlugin::Failed { plugin, error }) => Input::Refused(plugin, error),
+            What::HungUp(why) => Input::HungUp(news.process, why),
+            What::Exited(reason) => {
+                slot.running = None;
+                Input::Exited(news.process, reason)
+            }
+        };
+        self.feed(input);
+    }
+
+    fn obey(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::Spawn(process) => return self.spawn(process),
+            Output::Wire { caller, peer } => self.wire(&caller, &peer),
+            Output::Start(plugin) => self.send(&plugin.clone(), ToPlugin::Start { plugin }),
+            Output::Notify {
+                caller,
+                peer,
+                standing,
+            } => self.notify(caller, peer, standing),
+            Output::Stop(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
+            Output::Kill(process) => self.with_running(process, Running::kill),
+            Output::Changed(plugin, standing) => self.log(&plugin, &standing),
+            Output::Finished => self.finished = true,
+        }
+        None
+    }
+
+    fn with_running(&self, process: usize, act: impl FnOnce(&Running)) {
+        let slot = self.slots.get(process);
+        if let Some(running) = slot.and_then(|slot| slot.running.as_ref()) {
+            act(running);
+        }
+    }
+
+    fn send(&self, plugin: &PluginId, message: ToPlugin) {
+        if let Some(process) = self.lifecycle.process_of(plugin) {
+            self.with_running(process, |running| running.send(message));
+        }
+    }
+
+    fn spawn(&mut self, process: usize) -> Option<Input> {
+        self.incarnations += 1;
+        let boot = self.boot(process)?;
+        let slot = self.slots.get_mut(process)?;
+        let spawned =
+            process::spawn(&self.options.exe, &slot.hosts).and_then(|(child, control)| {
+                let news = self.news.clone();
+                child::watch(process, self.incarnations, child, control, news)
+            });
+        match spawned {
+            Ok(running) => {
+                running.send(ToPlugin::Boot(Box::new(boot)));
+                slot.running = Some(running);
+                slot.started_at = Some(Timestamp::now());
+                None
+            }
+            Err(e) => {
+                let exe = self.options.exe.display();
+                Some(Input::NotSpawned(
+                    process,
+                    format!("no process: {exe}: {e}"),
+                ))
+            }
+        }
+    }
+
+    fn boot(&self, process: usize) -> Option<Boot> {
+        let slot = self.slots.get(process)?;
+        let plugins: Vec<_> = slot
+            .hosts
+            .iter()
+            .filter_map(|p| self.plugin_boot(p))
+            .collect();
+        // Plugins that share a process have equal privileges.
+        let privileges = &self.hosted.get(slot.hosts.first()?)?.spec.privileges;
+        Some(Boot {
+            protocol: PROTOCOL,
+            uid: slot.identity,
+            capabilities: privileges.capabilities.clone(),
+            new_privileges: privileges.root,
+            plugins,
+        })
+    }
+
+    fn plugin_boot(&self, plugin: &PluginId) -> Option<PluginBoot> {
+        let hosted = self.hosted.get(plugin)?;
+        Some(PluginBoot {
+            id: plugin.clone(),
+            root: hosted.root.to_string_lossy().into_owned(),
+            state: hosted.state.to_string_lossy().into_owned(),
+            config: self.config.settings(plugin.as_str()),
+            sockets: self.sockets.of(&hosted.spec),
+            peers: self.graph.peers(plugin).to_vec(),
+        })
+    }
+
+    /// Makes a fresh pair for one edge. Without descriptors left the callee is missing, and its callers are told.
+    fn wire(&self, caller: &PluginId, peer: &PluginId) {
+        let (ours, theirs) = match UnixStream::pair() {
+            Ok(pair) => pair,
+            Err(e) => return tracing::error!(%caller, %peer, error = %e, "no socket pair"),
+        };
+        let wire = |plugin: &PluginId, peer: &PluginId, client, socket| ToPlugin::Wire {
+            plugin: plugin.clone(),
+            peer: peer.clone(),
+            client,
+            socket: Fd::from(OwnedFd::from(socket)),
+        };
+        self.send(caller, wire(caller, peer, true, ours));
+        match peer.as_str() == SUPERVISOR {
+            true => self.serve(theirs),
+            false => self.send(peer, wire(peer, caller, false, theirs)),
+        }
+    }
+
+    fn serve(&self, socket: UnixStream) {
+        let adopt = || {
+            socket.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(socket)
+        };
+        match adopt() {
+            Ok(stream) => {
+                let (service, busy) = (self.service.clone(), self.busy.clone());
+                actix::spawn(server::serve(stream, service, busy));
+            }
+            Err(e) => tracing::error!(error = %e, "own end of a socket pair"),
+        }
+    }
+
+    fn notify(&self, caller: PluginId, peer: PluginId, standing: Standing) {
+        let message = ToPlugin::Peer {
+            plugin: caller.clone(),
+            peer,
+            state: standing.state,
+            cause: standing.cause,
+            chain: standing.chain,
+        };
+        self.send(&caller, message);
+    }
+
+    fn log(&self, plugin: &PluginId, standing: &Standing) {
+        let (state, cause) = (standing::word(standing.state), standing.cause.as_str());
+        let pid = self.pid(plugin);
+        match standing.state {
+            State::Failed => tracing::error!(%plugin, pid, state, cause),
+            State::Backoff | State::Degraded => tracing::warn!(%plugin, pid, state, cause),
+            State::Stopped | State::Ready if cause.is_empty() => {
+                tracing::info!(%plugin, pid, state);
+            }
+            State::Stopped | State::Ready => tracing::info!(%plugin, pid, state, cause),
+            State::Pending | State::Starting => tracing::debug!(%plugin, pid, state, cause),
+        }
+    }
+
+    fn slot(&self, plugin: &PluginId) -> Option<&Slot> {
+        self.slots.get(self.lifecycle.process_of(plugin)?)
+    }
+
+    fn pid(&self, plugin: &PluginId) -> u32 {
+        let running = self.slot(plugin).and_then(|slot| slot.running.as_ref());
+        running.map_or(0, |running| running.pid)
+    }
+
+    /// Says once that everybody has settled.
+    fn note_up(&mut self) {
+        if self.is_up || self.hosted.keys().any(|p| self.lifecycle.is_settling(p)) {
+            return;
+        }
+        self.is_up = true;
+        let ready = |plugin: &&PluginId| self.lifecycle.standing(plugin).state == State::Ready;
+        let ready = self.hosted.keys().filter(ready).count();
+        let took_ms = self.began.elapsed().as_millis() as u64;
+        tracing::info!(ready, plugins = self.hosted.len(), took_ms, "node is up");
+    }
+
+    fn answer(&mut self, question: Question) {
+        // Who asked may have gone meanwhile.
+        match question {
+            Question::List(reply) => drop(reply.send(Ok(self.list()))),
+            Question::Get(plugin, reply) => drop(reply.send(self.get(&plugin))),
+            Question::Graph(reply) => drop(reply.send(Ok(self.graph_info()))),
+            Question::Node(reply) => drop(reply.send(Ok(self.node()))),
+            Question::Act {
+                action,
+                plugin,
+                reply,
+            } => self.act(action, plugin, reply),
+        }
+    }
+
+    fn act(
+        &mut self,
+        action: Action,
+        plugin: PluginId,
+        reply: oneshot::Sender<Result<PluginInfo>>,
+    ) {
+        if let Err(error) = self.check(&plugin) {
+            return drop(reply.send(Err(error)));
+        }
+        tracing::info!(%plugin, ?action, "asked by a user");
+        let until = Instant::now() + SETTLING;
+        self.waiters.push(Waiter {
+            plugin: plugin.clone(),
+            until,
+            reply,
+        });
+        self.feed(match action {
+            Action::Restart => Input::Restart(plugin),
+            Action::Stop => Input::Stop(plugin),
+            Action::Start => Input::Start(plugin),
+        });
+    }
+
+    fn check(&self, plugin: &PluginId) -> Result<()> {
+        if plugin.as_str() == SUPERVISOR {
+            return Err(Error::precondition(format!(
+                "plugin {plugin}: is the node itself; send SIGTERM to pid {} to stop it",
+                std::process::id()
+            )));
+        }
+        match self.hosted.contains_key(plugin) {
+            true => Ok(()),
+            false => Err(self.unknown(plugin)),
+        }
+    }
+
+    fn unknown(&self, plugin: &PluginId) -> Error {
+        let known = self.hosted.keys().map(PluginId::as_str);
+        let known: Vec<_> = known.chain([SUPERVISOR]).collect();
+        Error::not_found(format!(
+            "plugin {plugin}: not of this node; there are {}",
+            known.join(", ")
+        ))
+    }
+
+    fn answer_settled(&mut self) {
+        let now = Instant::now();
+        let waiters = std::mem::take(&mut self.waiters);
+        let waits = |w: &Waiter| self.lifecycle.is_settling(&w.plugin) && w.until > now;
+        let (waiting, settled): (Vec<_>, Vec<_>) = waiters.into_iter().partition(waits);
+        self.waiters = waiting;
+        for waiter in settled {
+            let _ = waiter.reply.send(self.get(&waiter.plugin));
+        }
+    }
+
+    fn list(&self) -> Vec<PluginInfo> {
+        let mut all: Vec<_> = self.hosted.keys().filter_map(|p| self.info(p)).collect();
+        all.extend(self.myself());
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    fn get(&self, plugin: &PluginId) -> Result<PluginInfo> {
+        if plugin.as_str() == SUPERVISOR
+            && let Some(info) = self.myself()
+        {
+            return Ok(info);
+        }
+        self.info(plugin).ok_or_else(|| self.unknown(plugin))
+    }
+
+    fn graph_info(&self) -> GraphInfo {
+        let edges = self.graph.edges();
+        GraphInfo {
+            nodes: self.list(),
+            edges: edges.map(|(a, b)| (a.clone(), b.clone())).collect(),
+        }
+    }
+
+    fn node(&self) -> NodeInfo {
+        NodeInfo {
+            version: self.options.version.clone(),
+            pid: std::process::id(),
+            root: self.folders.root.to_string_lossy().into_owned(),
+            state: self.folders.state.to_string_lossy().into_owned(),
+            manifest: self.config.manifest.clone(),
+            started_at: self.began_at,
+        }
+    }
+
+    fn info(&self, plugin: &PluginId) -> Option<PluginInfo> {
+        let (hosted, slot) = (self.hosted.get(plugin)?, self.slot(plugin)?);
+        let standing = self.lifecycle.standing(plugin);
+        let pid = self.pid(plugin);
+        let facts = facts::of(pid).unwrap_or_default();
+        Some(PluginInfo {
+            id: plugin.clone(),
+            state: standing.state,
+            cause: standing.cause,
+            chain: standing.chain,
+            pid,
+            uid: facts.uid,
+            capabilities: facts.capabilities,
+            privileges_reason: hosted.spec.privileges.reason.clone(),
+            restarts: self.lifecycle.restarts(plugin),
+            requires: self.graph.requires(plugin).cloned().collect(),
+            required_by: self.graph.required_by(plugin).cloned().collect(),
+            memory: facts.memory,
+            last_exit: self.lifecycle.last_exit(plugin).to_owned(),
+            started_at: slot.running.as_ref().and(slot.started_at),
+            root: hosted.root.to_string_lossy().into_owned(),
+        })
+    }
+
+    fn myself(&self) -> Option<PluginInfo> {
+        let id = PluginId::new(SUPERVISOR).ok()?;
+        let facts = facts::of(std::process::id()).unwrap_or_default();
+        Some(PluginInfo {
+            state: State::Ready,
+            cause: String::new(),
+            chain: Vec::new(),
+            pid: std::process::id(),
+            uid: facts.uid,
+            capabilities: facts.capabilities,
+            privileges_reason: "starts every plugin with its own uid and privileges".into(),
+            restarts: 0,
+            requires: Vec::new(),
+            required_by: self.graph.required_by(&id).cloned().collect(),
+            memory: facts.memory,
+            last_exit: String::new(),
+            started_at: Some(self.began_at),
+            root: self.folders.root.to_string_lossy().into_owned(),
+            id,
+        })
+    }
+}
+
+/// Gives every process its uid and every plugin its folders.
+fn occupy(
+    folders: &Folders,
+    registry: &Registry,
+) -> std::result::Result<(Vec<Slot>, BTreeMap<PluginId, Hosted>), FolderError> {
+    let is_root = |plugin: &PluginId| registry.get(plugin).is_some_and(|s| s.privileges.root);
+    let processes = registry.processes().iter();
+    let processes: Vec<(&[PluginId], bool)> = processes
+        .map(|hosts| (hosts.as_slice(), hosts.iter().any(is_root)))
+        .collect();
+    let (mut slots, mut hosted) = (Vec::new(), BTreeMap::new());
+    for ((hosts, _), identity) in processes.iter().zip(folders.identities(&processes)) {
+        for plugin in *hosts {
+            let (root, state) = folders.prepare(plugin, identity)?;
+            if let Some(spec) = registry.get(plugin).cloned() {
+                hosted.insert(plugin.clone(), Hosted { spec, root, state });
+            }
+        }
+        slots.push(Slot {
+            hosts: hosts.to_vec(),
+            identity,
+            running: None,
+            started_at: None,
+        });
+    }
+    Ok((slots, hosted))
+}

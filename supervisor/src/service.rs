@@ -1,0 +1,116 @@
+//! The supervisor as a service: what plugins that require it may ask, over links like any other.
+
+use crate::daemon::{Action, Question};
+use actix::{Actor, Context, Handler};
+use bus::{Call, Reply, Routes};
+use contracts::{
+    Error, PluginId, Request, Result,
+    plugin::{Get, Graph, List, Node, PluginInfo, Restart, Start, Stop},
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// Passes questions on to the daemon's loop, which alone knows.
+pub(crate) struct SupervisorService {
+    daemon: mpsc::Sender<Question>,
+}
+
+impl Actor for SupervisorService {
+    type Context = Context<Self>;
+}
+
+pub(crate) fn routes() -> Routes<SupervisorService> {
+    Routes::default()
+        .on::<List>()
+        .on::<Get>()
+        .on::<Graph>()
+        .on::<Restart>()
+        .on::<Stop>()
+        .on::<Start>()
+        .on::<Node>()
+}
+
+impl SupervisorService {
+    pub(crate) fn new(daemon: mpsc::Sender<Question>) -> Self {
+        Self { daemon }
+    }
+
+    fn ask<R: Request>(
+        &self,
+        question: impl FnOnce(oneshot::Sender<Result<R::Reply>>) -> Question,
+    ) -> Reply<R> {
+        let (reply, answer) = oneshot::channel();
+        let (daemon, question) = (self.daemon.clone(), question(reply));
+        Box::pin(async move {
+            let stopping = || Error::unavailable("the supervisor is stopping");
+            daemon.send(question).await.map_err(|_| stopping())?;
+            answer.await.map_err(|_| stopping())?
+        })
+    }
+
+    fn act<R: Request<Reply = PluginInfo>>(&self, action: Action, plugin: PluginId) -> Reply<R> {
+        self.ask::<R>(|reply| Question::Act {
+            action,
+            plugin,
+            reply,
+        })
+    }
+}
+
+impl Handler<Call<List>> for SupervisorService {
+    type Result = Reply<List>;
+    fn handle(&mut self, _: Call<List>, _: &mut Context<Self>) -> Reply<List> {
+        self.ask::<List>(Question::List)
+    }
+}
+
+impl Handler<Call<Get>> for SupervisorService {
+    type Result = Reply<Get>;
+    fn handle(&mut self, call: Call<Get>, _: &mut Context<Self>) -> Reply<Get> {
+        self.ask::<Get>(|reply| Question::Get(call.body.id, reply))
+    }
+}
+
+impl Handler<Call<Graph>> for SupervisorService {
+    type Result = Reply<Graph>;
+    fn handle(&mut self, _: Call<Graph>, _: &mut Context<Self>) -> Reply<Graph> {
+        self.ask::<Graph>(Question::Graph)
+    }
+}
+
+impl Handler<Call<Restart>> for SupervisorService {
+    type Result = Reply<Restart>;
+    fn handle(&mut self, call: Call<Restart>, _: &mut Context<Self>) -> Reply<Restart> {
+        self.act::<Restart>(Action::Restart, call.body.id)
+    }
+}
+
+impl Handler<Call<Stop>> for SupervisorService {
+    type Result = Reply<Stop>;
+    fn handle(&mut self, call: Call<Stop>, _: &mut Context<Self>) -> Reply<Stop> {
+        self.act::<Stop>(Action::Stop, call.body.id)
+    }
+}
+
+impl Handler<Call<Start>> for SupervisorService {
+    type Result = Reply<Start>;
+    fn handle(&mut self, call: Call<Start>, _: &mut Context<Self>) -> Reply<Start> {
+        self.act::<Start>(Action::Start, call.body.id)
+    }
+}
+
+impl Handler<Call<Node>> for SupervisorService {
+    type Result = Reply<Node>;
+    fn handle(&mut self, _: Call<Node>, _: &mut Context<Self>) -> Reply<Node> {
+        self.ask::<Node>(Question::Node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contracts::plugin::Supervisor;
+
+    #[test]
+    fn every_method_of_the_contract_has_a_route() {
+        assert_eq!(super::routes().missing::<Supervisor>(), [""; 0]);
+    }
+}
