@@ -144,6 +144,8 @@ fn detach(args: &ShimArgs, listener: &UnixListener, tell: &File) -> Result<()> {
     redirect()?;
     set_child_subreaper(Some(getpid())).about("child subreaper")?;
     own_mounts()?;
+    // The kernel tells our peers who called listen last: that must be us, see `end_server`.
+    rustix::net::listen(listener, 128).about("listen")?;
     umask(Mode::from_raw_mode(0o022));
     chdir("/").about("chdir")?;
     let _ = rustix::thread::set_name(c"gantry-shim");

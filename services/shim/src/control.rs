@@ -57,7 +57,8 @@ impl Shim {
         let (runtime, target, exec) = self.with(id, |container| {
             let (runtime, target) = (container.runtime.clone(), container.target());
             let process = container.process(exec_id)?;
-            if !process.alive() && !(all && process.is_init()) {
+            let reachable = process.alive() || (all && process.is_init());
+            if !reachable {
                 return Err(gone(id, process));
             }
             Ok((runtime, target, (!process.is_init()).then_some(process.pid)))

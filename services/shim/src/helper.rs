@@ -6,15 +6,18 @@
 //! one frame on a pipe: its length is written, because a waiting init still holds the other end.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
+use tokio::time::timeout;
 use ttrpc::Code;
 
 use crate::children::Children;
@@ -23,6 +26,9 @@ use crate::sys::{self, Forked};
 
 /// An answer is a pid or nothing; an error is a sentence. More than this is a broken helper.
 const MAX_ANSWER: u32 = 64 * 1024;
+
+/// How long to look for the answer of a helper that has ended.
+const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// Runs `work` in a forked child and returns its number (a pid, or 0).
 ///
@@ -40,10 +46,16 @@ pub(crate) async fn run(
     // Dropped here: the child's ends of the container's pipes, owned by `work`, and our write end.
     drop((work, write));
     let mut answer = Receiver::from_owned_fd(read).about("helper pipe")?;
-    tokio::select! {
+    let mut frame = pin!(receive(&mut answer));
+    let exit = tokio::select! {
         biased;
-        frame = receive(&mut answer) => frame,
-        exit = exited => Err(died(exit.map(|exit| exit.status).unwrap_or_default())),
+        answer = &mut frame => return answer.about("answer of the helper")?,
+        exit = exited => exit,
+    };
+    // The reactor may tell the exit first: what was answered is in the pipe by now.
+    match timeout(LAST_WORD, frame).await {
+        Ok(Ok(answer)) => answer,
+        _ => Err(died(exit.map_or(0, |exit| exit.status))),
     }
 }
 
@@ -53,19 +65,17 @@ fn died(status: u32) -> Error {
     ))
 }
 
-async fn receive(pipe: &mut Receiver) -> Result<i32> {
-    let code = pipe.read_i32().await.about("answer of the helper")?;
-    let value = pipe.read_i32().await.about("answer of the helper")?;
+async fn receive(pipe: &mut Receiver) -> io::Result<Result<i32>> {
+    let code = pipe.read_i32().await?;
+    let value = pipe.read_i32().await?;
     if code == 0 {
-        return Ok(value);
+        return Ok(Ok(value));
     }
     let length = u32::try_from(value).unwrap_or(0).min(MAX_ANSWER);
     let mut message = vec![0; length as usize];
-    pipe.read_exact(&mut message)
-        .await
-        .about("answer of the helper")?;
+    pipe.read_exact(&mut message).await?;
     let code = protobuf::Enum::from_i32(code).unwrap_or(Code::UNKNOWN);
-    Err(Error::new(code, String::from_utf8_lossy(&message)))
+    Ok(Err(Error::new(code, String::from_utf8_lossy(&message))))
 }
 
 fn in_child(fds: &[RawFd], answer: OwnedFd, work: impl FnOnce() -> Result<i32>) -> ! {

@@ -18,6 +18,7 @@ use crate::sys;
 
 /// Publishes `TaskOOM` for each kill that is seen; without a memory cgroup nothing happens.
 pub(crate) fn watch(shim: &Arc<Shim>, cgroup: &Cgroup) {
+    let counted = cgroup.dir("memory").is_none();
     let Ok((signal, counter)) = (match cgroup.dir("memory") {
         Some(dir) => version_1(dir),
         None => cgroup
@@ -27,7 +28,7 @@ pub(crate) fn watch(shim: &Arc<Shim>, cgroup: &Cgroup) {
         return;
     };
     if let Ok(signal) = sys::watched(signal, Interest::READABLE) {
-        tokio::spawn(follow(Arc::downgrade(shim), signal, counter));
+        tokio::spawn(follow(Arc::downgrade(shim), signal, counter, counted));
     }
 }
 
@@ -49,7 +50,9 @@ fn version_2(dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     Ok((signal, counter))
 }
 
-async fn follow(shim: Weak<Shim>, signal: AsyncFd<OwnedFd>, counter: PathBuf) {
+/// `counted`: the signal has other causes as well, only the counter tells. (Version 1 signals nothing
+/// else, and before it counts.)
+async fn follow(shim: Weak<Shim>, signal: AsyncFd<OwnedFd>, counter: PathBuf, counted: bool) {
     let mut seen = 0;
     while let Ok(mut ready) = signal.readable().await {
         match read(signal.get_ref(), &mut [0; 512]) {
@@ -64,7 +67,7 @@ async fn follow(shim: Weak<Shim>, signal: AsyncFd<OwnedFd>, counter: PathBuf) {
         let (Some(now), Some(shim)) = (kills(&counter), shim.upgrade()) else {
             return;
         };
-        if now > seen {
+        if now > seen || !counted {
             shim.events.oom(&shim.id);
         }
         seen = now;

@@ -45,9 +45,21 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// Gives every signal its default action and an empty mask, since both survive `execve` when ignored
 /// or blocked: Rust ignores SIGPIPE, and a container must not inherit that.
 pub(crate) fn fresh_signals() {
+    // All zeros are the kernel's `sigaction` with SIG_DFL. Past the C library, because that keeps
+    // signals 32 and 33 to itself, and hands on what its own starter had ignored.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no handler; signals that cannot be changed just report an error.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads 32 bytes at most; SIG_DFL installs no handler.
+        unsafe {
+            let none = std::ptr::null::<u64>();
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                none,
+                8usize,
+            );
+        }
     }
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
