@@ -24,7 +24,7 @@ pub fn parse(text: &str) -> Result<Platform> {
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
     };
-    if !parts.iter().all(|part| word(part)) {
+    if !parts.iter().all(word) {
         return Err(fault());
     }
     let here = host();
