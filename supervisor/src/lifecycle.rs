@@ -126,6 +126,8 @@ struct Process {
     /// Why it is down or resting, and which plugin of it is to blame.
     cause: String,
     culprit: Option<PluginId>,
+    /// Whether it counts as failed. It stays so while it is tried again, lest its callers hope with every attempt.
+    failed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -137,7 +139,7 @@ enum Phase {
     /// There is a process, which shall end.
     Ending { deadline: Duration, then: Then },
     /// There is no process until then.
-    Resting { until: Duration, failed: bool },
+    Resting { until: Duration },
 }
 
 /// What follows the end of a process.
@@ -336,9 +338,18 @@ impl Lifecycle {
 
     fn ready(&mut self, id: &PluginId, now: Duration) {
         let live = self.is_live(id);
-        if let Some(plugin) = self.plugins.get_mut(id).filter(|_| live) {
-            plugin.progress = Progress::Answering(now);
-            plugin.had_chance = true;
+        let Some(plugin) = self.plugins.get_mut(id).filter(|_| live) else {
+            return;
+        };
+        plugin.progress = Progress::Answering(now);
+        plugin.had_chance = true;
+        let index = plugin.process;
+        let answers = |p: &Plugin| matches!(p.progress, Progress::Answering(_));
+        let mut hosted = self.plugins.values().filter(|p| p.process == index);
+        if hosted.all(answers)
+            && let Some(process) = self.processes.get_mut(index)
+        {
+            process.failed = false;
         }
     }
 
@@ -404,7 +415,8 @@ impl Lifecycle {
                     false => process.history.ended(&self.policy, ready, jitter),
                 };
                 let until = now + length;
-                process.phase = Phase::Resting { until, failed };
+                process.phase = Phase::Resting { until };
+                process.failed = failed;
             }
         }
         self.gave_chance(index);
@@ -460,6 +472,7 @@ impl Lifecycle {
             return;
         };
         process.history.clear();
+        process.failed = false;
         process.cause = cause.into();
         process.culprit = None;
         match (&mut process.phase, then) {
@@ -661,7 +674,10 @@ impl Lifecycle {
         match (&process.phase, plugin.progress) {
             (Phase::Down, _) if process.spawned == 0 => condition(State::Pending, ""),
             (Phase::Down, _) => blamed(State::Stopped),
-            (Phase::Resting { failed: true, .. }, _) => blamed(State::Failed),
+            (Phase::Live { .. }, Progress::Answering(_)) => condition(State::Ready, ""),
+            (Phase::Live { .. } | Phase::Resting { .. }, _) if process.failed => {
+                blamed(State::Failed)
+            }
             (Phase::Resting { .. }, _) => blamed(State::Backoff),
             (Phase::Ending { then, .. }, _) => match then {
                 Then::Stay => blamed(State::Stopped),
@@ -669,7 +685,6 @@ impl Lifecycle {
                 Then::Rest { refused: true } => blamed(State::Failed),
                 Then::Rest { refused: false } => blamed(State::Backoff),
             },
-            (Phase::Live { .. }, Progress::Answering(_)) => condition(State::Ready, ""),
             (Phase::Live { .. }, Progress::Starting(_)) => blamed(State::Starting),
             (Phase::Live { .. }, Progress::Waiting) => match self.waits_for(id) {
                 Some(requirement) => Own {
@@ -692,6 +707,7 @@ impl Process {
             last_exit: String::new(),
             cause: String::new(),
             culprit: None,
+            failed: false,
         }
     }
 }

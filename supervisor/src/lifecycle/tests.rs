@@ -109,6 +109,23 @@ fn a_refusal_leaves_dependants_degraded_with_cause_and_chain_and_others_untouche
 }
 
 #[test]
+fn a_failed_plugin_stays_failed_while_it_is_tried_again_and_until_it_is_ready() {
+    let mut machine = machine(&[spec("a/x", &["b"]), spec("b/x", &[])]);
+    machine.handle(Input::Begin, NOW);
+    machine.handle(Input::Hello(1), NOW);
+    machine.handle(Input::Refused(id("b/x"), Error::internal("no")), NOW);
+    machine.handle(Input::Exited(1, "exit code 1".into()), NOW);
+    let due = machine.next_due().unwrap();
+    let news = machine.handle(Input::Tick, due);
+    assert!(news.contains(&Output::Spawn(1)));
+    let news = machine.handle(Input::Hello(1), due);
+    assert!(!news.iter().any(|o| matches!(o, Output::Changed(..))));
+    assert_eq!(state(&machine, "b/x"), State::Failed);
+    machine.handle(Input::Ready(id("b/x")), due);
+    assert_eq!(state(&machine, "b/x"), State::Ready);
+}
+
+#[test]
 fn a_crash_restarts_one_process_rewires_it_and_tells_its_callers() {
     let mut machine = running();
     let outputs = machine.handle(Input::Exited(1, "signal 9 (SIGKILL)".into()), NOW);
