@@ -38,7 +38,7 @@ pub(super) fn make(
         .set_user(user(identity))
         .set_capabilities(Some(capabilities(caps)))
         .set_rlimits(Some(rlimits(&options.rlimits, facts)?))
-        .set_no_new_privileges(Some(options.new_privileges == Some(false)))
+        .set_no_new_privileges(no_new_privileges(options))
         .set_oom_score_adj(oom_score_adj(options, facts)?);
     Ok(process)
 }
@@ -133,6 +133,11 @@ fn cwd(options: &Options, image: &ImageConfig) -> Result<String> {
         ));
     }
     Ok(cwd)
+}
+
+/// Left out rather than false: libcontainer takes false for "load seccomp after capabilities are gone", which fails.
+fn no_new_privileges(options: &Options) -> Option<bool> {
+    (options.new_privileges == Some(false)).then_some(true)
 }
 
 /// Nothing is inheritable: it would come back in programs with file capabilities (CVE-2022-24769).
