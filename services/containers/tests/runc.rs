@@ -50,6 +50,8 @@ impl Bundle {
             group: GROUP.into(),
             options: Options {
                 args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+                // Its own at the root: the runtime removes it, and no parent is left behind.
+                cgroup: format!("/{}", self.id),
                 ..options
             },
         };
@@ -78,15 +80,6 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         let _ = self.runc().args(["delete", "--force", &self.id]).output();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            // Only empty ones go, so a neighbour that still runs keeps its own.
-            let _ = fs::remove_dir(hierarchy.path().join("gantry/spec-test"));
-            let _ = fs::remove_dir(hierarchy.path().join("gantry"));
-        }
     }
 }
 
