@@ -557,7 +557,7 @@ async fn a_forbidden_repository_is_denied_with_the_registrys_words_made_harmless
 #[actix_rt::test]
 async fn a_document_that_lies_about_its_kind_is_refused_before_it_is_stored() -> Outcome {
     let image = image();
-    let index = Image::index(&[image.clone()]);
+    let index = Image::index(std::slice::from_ref(&image));
     // Sent under the manifest's type, so that a client which trusts the header reads it as an image.
     let bytes = index
         .parts
