@@ -116,7 +116,8 @@ pub struct Plan {
     /// `linux/arm64/v8`; empty for this machine's.
     #[serde(default)]
     pub platform: String,
-    /// Whether only the manifest is needed yet: `layers[].diff_id` and `config_json` stay empty when the config is missing.
+    /// Whether only the manifest is needed yet: `layers[].diff_id` and `config_json` stay empty when the config is
+    /// missing. When an index is here and the manifest that it chooses is not, `config` repeats `manifest`.
     #[serde(default)]
     pub shallow: bool,
 }

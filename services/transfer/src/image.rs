@@ -29,7 +29,11 @@ pub(crate) async fn plan(
     } else {
         platform::parse(wanted)?
     };
-    let (chosen, manifest) = choose(store, target, &wanted).await?;
+    let (chosen, manifest) = match follow(store, target, &wanted).await? {
+        Chosen::Here(chosen, manifest) => (chosen, manifest),
+        Chosen::Absent(chosen, _) if shallow => return Ok(only_chosen(chosen, wanted)),
+        Chosen::Absent(_, error) => return Err(error),
+    };
     if !is_config(&manifest.config.media_type) {
         return Err(Error::invalid(format!(
             "content {}: is not an image but an artifact with config {:?}",
@@ -103,20 +107,58 @@ fn config_text(bytes: &[u8], manifest: &Manifest) -> Result<String> {
     Ok(text)
 }
 
+/// What is known of an image whose index is here and whose manifest is not: which manifest suits.
+fn only_chosen(chosen: Descriptor, wanted: Platform) -> ImagePlan {
+    let offered = chosen.platform.as_ref().map(platform::normalise);
+    ImagePlan {
+        config: chosen.clone(),
+        manifest: chosen,
+        config_json: String::new(),
+        layers: Vec::new(),
+        platform: offered.unwrap_or(wanted),
+    }
+}
+
+/// Where following indexes down led to.
+pub(crate) enum Chosen {
+    /// A manifest that is here.
+    Here(Descriptor, Manifest),
+    /// A manifest, or an index on the way to it, that an index names and that is not here; how the store says so.
+    Absent(Descriptor, Error),
+}
+
 /// Follows indexes down to one manifest.
+pub(crate) async fn follow(
+    store: &Store,
+    target: &Descriptor,
+    wanted: &Platform,
+) -> Result<Chosen> {
+    let mut target = target.clone();
+    for depth in 0..MAX_DEPTH {
+        match store.document(&target).await {
+            Ok((Document::Manifest(manifest), _)) => return Ok(Chosen::Here(target, manifest)),
+            Ok((Document::Index(index), _)) => {
+                target = platform::choose(&index.manifests, wanted)?.clone();
+            }
+            Err(error) if depth > 0 && error.is(contracts::Code::NotFound) => {
+                return Ok(Chosen::Absent(target, error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(too_deep(&target))
+}
+
+/// The manifest that suits, which must be here. Errors: as [`plan`].
 pub(crate) async fn choose(
     store: &Store,
     target: &Descriptor,
     wanted: &Platform,
 ) -> Result<(Descriptor, Manifest)> {
-    let mut target = target.clone();
-    for _ in 0..MAX_DEPTH {
-        match store.document(&target).await?.0 {
-            Document::Manifest(manifest) => return Ok((target, manifest)),
-            Document::Index(index) => target = platform::choose(&index.manifests, wanted)?.clone(),
-        }
+    match follow(store, target, wanted).await? {
+        Chosen::Here(chosen, manifest) => Ok((chosen, manifest)),
+        Chosen::Absent(_, error) => Err(error),
     }
-    Err(too_deep(&target))
 }
 
 /// Says that indexes refer to indexes without an end.
