@@ -1,1 +1,57 @@
-//! operations
+//! Operations: work of several steps, journaled, so that it goes on after any crash and anybody may watch it.
+//!
+//! Owns the journal: which work was begun, for whom, and how it ended. Everything the work does is done by the owners of
+//! the facts, through calls that derive their operation ids from the work's own, so a step that is repeated after a
+//! crash takes effect once. Must not know how any step is done: it parses no image, touches no file, speaks to no registry.
+//!
+//! ```text
+//! operations.redb
+//!   operations  moment (newest first) NUL id → record: namespace, work without credentials and archives, how it stands
+//!   moments     id → moment
+//! ```
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `service.rs` | the actor: starts, watches and cancels work; picks up what a crash left |
+//! | `store.rs` | the journal |
+//! | `board.rs` | live progress of one operation, and who watches it |
+//! | `run.rs` | one operation under way: whom it may call, its lease, how it ends |
+//! | `work/*.rs` | one file per kind of work: its steps, and how they are undone |
+//!
+//! A crash loses live progress, never work: what was running is begun again from its first step, and finds most of it
+//! done (blobs resume at their offset, finished layers exist). Work that had credentials or a live archive cannot be
+//! begun again, for neither is ever written down: it fails and says so.
+
+mod board;
+mod config;
+mod run;
+mod service;
+mod store;
+mod work;
+
+use bus::{Boot, Registration};
+use contracts::{
+    containers::Containers, content::Content, diff::Diff, events::Events, gc::Gc, images::Images,
+    leases::Leases, namespaces::Namespaces, operations::Operations, snapshots::Snapshots,
+    tasks::Tasks, transfer::Transfer,
+};
+
+/// Registers `operations/journal`.
+pub fn plugin() -> Registration {
+    Registration::new::<Operations>("journal")
+        .requires::<Events>()
+        .requires::<Leases>()
+        .requires::<Namespaces>()
+        .requires::<Content>()
+        .requires::<Snapshots>()
+        .requires::<Diff>()
+        .requires::<Images>()
+        .requires::<Transfer>()
+        .requires::<Containers>()
+        .requires::<Tasks>()
+        .requires::<Gc>()
+        .start(service::routes, |boot: Boot<config::Config>| {
+            let store = store::Store::open(boot.root())?;
+            service::OperationsService::new(store, boot.bus, boot.config)
+        })
+}
