@@ -1,9 +1,13 @@
 //! The node's one loop: news from processes, questions from plugins, signals and time go into the lifecycle; what it
 //! says is done here. Everything that touches the kernel is reached from this file.
 
+mod answers;
+
+use answers::Waiter;
+pub(crate) use answers::{Action, Question};
+
 use crate::{
     child::{self, News, Running, What},
-    facts,
     folders::{FolderError, Folders},
     graph::{Graph, SUPERVISOR},
     lifecycle::{Input, Lifecycle, Output, Timing},
@@ -18,10 +22,8 @@ use crate::{
 use actix::Actor;
 use bus::{Dispatch, PROTOCOL, server};
 use contracts::{
-    Error, Fd, PluginId, Result, Timestamp,
-    plugin::{
-        Boot, FromPlugin, GraphInfo, NodeInfo, PluginBoot, PluginInfo, PluginSpec, State, ToPlugin,
-    },
+    Fd, PluginId, Timestamp,
+    plugin::{Boot, FromPlugin, PluginBoot, PluginSpec, State, ToPlugin},
 };
 use std::{
     collections::BTreeMap,
@@ -29,18 +31,15 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     path::PathBuf,
     rc::Rc,
-    time::Duration,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::Instant,
 };
 
 /// Questions that may wait; who asks more waits.
 const QUESTIONS: usize = 64;
-/// How long an action waits for the plugin to settle before it is answered. Short, for who asks may itself be what stops.
-const SETTLING: Duration = Duration::from_secs(2);
 /// Open files that the node's processes may have: enough for thousands of connections, and not so many that programs
 /// which close every possible descriptor stall.
 const OPEN_FILES: u64 = 65_536;
@@ -65,32 +64,11 @@ pub enum DaemonError {
     Signals(io::Error),
 }
 
-/// What a plugin asks the supervisor, with where the answer goes.
-pub(crate) enum Question {
-    List(oneshot::Sender<Result<Vec<PluginInfo>>>),
-    Get(PluginId, oneshot::Sender<Result<PluginInfo>>),
-    Graph(oneshot::Sender<Result<GraphInfo>>),
-    Node(oneshot::Sender<Result<NodeInfo>>),
-    Act {
-        action: Action,
-        plugin: PluginId,
-        reply: oneshot::Sender<Result<PluginInfo>>,
-    },
-}
-
-/// What a user wants done with a plugin.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Action {
-    Restart,
-    Stop,
-    Start,
-}
-
 /// Runs a node until SIGTERM or SIGINT, then stops everything, callers first, and leaves nothing behind; a second
 /// signal kills. SIGHUP is ignored: the configuration is read once.
 ///
 /// Must run in an actix system on the main thread. Errors: see [`DaemonError`]; nothing runs then.
-pub async fn run(options: Options) -> std::result::Result<(), DaemonError> {
+pub async fn run(options: Options) -> Result<(), DaemonError> {
     let plan = options.plan()?;
     let mut signals = Signals::open().map_err(DaemonError::Signals)?;
     let (mut daemon, mut inbox) = Daemon::open(options, plan)?;
@@ -176,13 +154,6 @@ struct Slot {
     started_at: Option<Timestamp>,
 }
 
-/// An action that waits for its plugin to settle.
-struct Waiter {
-    plugin: PluginId,
-    until: Instant,
-    reply: oneshot::Sender<Result<PluginInfo>>,
-}
-
 struct Daemon {
     options: Options,
     config: crate::config::Config,
@@ -205,7 +176,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn open(options: Options, plan: Plan) -> std::result::Result<(Self, Inbox), DaemonError> {
+    fn open(options: Options, plan: Plan) -> Result<(Self, Inbox), DaemonError> {
         let Plan {
             config,
             registry,
@@ -476,165 +447,13 @@ impl Daemon {
         let took_ms = self.began.elapsed().as_millis() as u64;
         tracing::info!(ready, plugins = self.hosted.len(), took_ms, "node is up");
     }
-
-    fn answer(&mut self, question: Question) {
-        // Who asked may have gone meanwhile.
-        match question {
-            Question::List(reply) => drop(reply.send(Ok(self.list()))),
-            Question::Get(plugin, reply) => drop(reply.send(self.get(&plugin))),
-            Question::Graph(reply) => drop(reply.send(Ok(self.graph_info()))),
-            Question::Node(reply) => drop(reply.send(Ok(self.node()))),
-            Question::Act {
-                action,
-                plugin,
-                reply,
-            } => self.act(action, plugin, reply),
-        }
-    }
-
-    fn act(
-        &mut self,
-        action: Action,
-        plugin: PluginId,
-        reply: oneshot::Sender<Result<PluginInfo>>,
-    ) {
-        if let Err(error) = self.check(&plugin) {
-            return drop(reply.send(Err(error)));
-        }
-        tracing::info!(%plugin, ?action, "asked by a user");
-        let until = Instant::now() + SETTLING;
-        self.waiters.push(Waiter {
-            plugin: plugin.clone(),
-            until,
-            reply,
-        });
-        self.feed(match action {
-            Action::Restart => Input::Restart(plugin),
-            Action::Stop => Input::Stop(plugin),
-            Action::Start => Input::Start(plugin),
-        });
-    }
-
-    fn check(&self, plugin: &PluginId) -> Result<()> {
-        if plugin.as_str() == SUPERVISOR {
-            return Err(Error::precondition(format!(
-                "plugin {plugin}: is the node itself; send SIGTERM to pid {} to stop it",
-                std::process::id()
-            )));
-        }
-        match self.hosted.contains_key(plugin) {
-            true => Ok(()),
-            false => Err(self.unknown(plugin)),
-        }
-    }
-
-    fn unknown(&self, plugin: &PluginId) -> Error {
-        let known = self.hosted.keys().map(PluginId::as_str);
-        let known: Vec<_> = known.chain([SUPERVISOR]).collect();
-        Error::not_found(format!(
-            "plugin {plugin}: not of this node; there are {}",
-            known.join(", ")
-        ))
-    }
-
-    fn answer_settled(&mut self) {
-        let now = Instant::now();
-        let waiters = std::mem::take(&mut self.waiters);
-        let waits = |w: &Waiter| self.lifecycle.is_settling(&w.plugin) && w.until > now;
-        let (waiting, settled): (Vec<_>, Vec<_>) = waiters.into_iter().partition(waits);
-        self.waiters = waiting;
-        for waiter in settled {
-            let _ = waiter.reply.send(self.get(&waiter.plugin));
-        }
-    }
-
-    fn list(&self) -> Vec<PluginInfo> {
-        let mut all: Vec<_> = self.hosted.keys().filter_map(|p| self.info(p)).collect();
-        all.extend(self.myself());
-        all.sort_by(|a, b| a.id.cmp(&b.id));
-        all
-    }
-
-    fn get(&self, plugin: &PluginId) -> Result<PluginInfo> {
-        if plugin.as_str() == SUPERVISOR
-            && let Some(info) = self.myself()
-        {
-            return Ok(info);
-        }
-        self.info(plugin).ok_or_else(|| self.unknown(plugin))
-    }
-
-    fn graph_info(&self) -> GraphInfo {
-        let edges = self.graph.edges();
-        GraphInfo {
-            nodes: self.list(),
-            edges: edges.map(|(a, b)| (a.clone(), b.clone())).collect(),
-        }
-    }
-
-    fn node(&self) -> NodeInfo {
-        NodeInfo {
-            version: self.options.version.clone(),
-            pid: std::process::id(),
-            root: self.folders.root.to_string_lossy().into_owned(),
-            state: self.folders.state.to_string_lossy().into_owned(),
-            manifest: self.config.manifest.clone(),
-            started_at: self.began_at,
-        }
-    }
-
-    fn info(&self, plugin: &PluginId) -> Option<PluginInfo> {
-        let (hosted, slot) = (self.hosted.get(plugin)?, self.slot(plugin)?);
-        let standing = self.lifecycle.standing(plugin);
-        let pid = self.pid(plugin);
-        let facts = facts::of(pid).unwrap_or_default();
-        Some(PluginInfo {
-            id: plugin.clone(),
-            state: standing.state,
-            cause: standing.cause,
-            chain: standing.chain,
-            pid,
-            uid: facts.uid,
-            capabilities: facts.capabilities,
-            privileges_reason: hosted.spec.privileges.reason.clone(),
-            restarts: self.lifecycle.restarts(plugin),
-            requires: self.graph.requires(plugin).cloned().collect(),
-            required_by: self.graph.required_by(plugin).cloned().collect(),
-            memory: facts.memory,
-            last_exit: self.lifecycle.last_exit(plugin).to_owned(),
-            started_at: slot.running.as_ref().and(slot.started_at),
-            root: hosted.root.to_string_lossy().into_owned(),
-        })
-    }
-
-    fn myself(&self) -> Option<PluginInfo> {
-        let id = PluginId::new(SUPERVISOR).ok()?;
-        let facts = facts::of(std::process::id()).unwrap_or_default();
-        Some(PluginInfo {
-            state: State::Ready,
-            cause: String::new(),
-            chain: Vec::new(),
-            pid: std::process::id(),
-            uid: facts.uid,
-            capabilities: facts.capabilities,
-            privileges_reason: "starts every plugin with its own uid and privileges".into(),
-            restarts: 0,
-            requires: Vec::new(),
-            required_by: self.graph.required_by(&id).cloned().collect(),
-            memory: facts.memory,
-            last_exit: String::new(),
-            started_at: Some(self.began_at),
-            root: self.folders.root.to_string_lossy().into_owned(),
-            id,
-        })
-    }
 }
 
 /// Gives every process its uid and every plugin its folders.
 fn occupy(
     folders: &Folders,
     registry: &Registry,
-) -> std::result::Result<(Vec<Slot>, BTreeMap<PluginId, Hosted>), FolderError> {
+) -> Result<(Vec<Slot>, BTreeMap<PluginId, Hosted>), FolderError> {
     let is_root = |plugin: &PluginId| registry.get(plugin).is_some_and(|s| s.privileges.root);
     let processes = registry.processes().iter();
     let processes: Vec<(&[PluginId], bool)> = processes

@@ -4,12 +4,15 @@
 //! chance* (failed once, was stopped, or is stuck past [`Timing::patience`]): so the order of the graph holds when all
 //! is well, and a broken plugin holds up nobody. `now` is the time since the supervisor began.
 
+mod telling;
+mod wishes;
+
 use crate::{
     graph::{Graph, SUPERVISOR},
     restart::{History, Pause, Policy},
-    standing::{self, Own, Standing},
+    standing::Standing,
 };
-use contracts::{Error, PluginId, plugin::State};
+use contracts::{Error, PluginId};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -445,120 +448,6 @@ impl Lifecycle {
         self.processes.get(index).is_some_and(|p| is(&p.phase))
     }
 
-    fn on_user(&mut self, plugin: &PluginId, act: impl FnOnce(&mut Self, usize)) {
-        if let (Some(process), false) = (self.process_of(plugin), self.shutdown) {
-            act(self, process);
-        }
-    }
-
-    fn stop(&mut self, index: usize, now: Duration) {
-        self.gave_chance(index);
-        self.wish(index, now, Then::Stay, "stopped by a user");
-    }
-
-    fn start(&mut self, index: usize, now: Duration) {
-        if self.has_phase(index, |phase| !matches!(phase, Phase::Live { .. })) {
-            self.wish(index, now, Then::Again, "started by a user");
-        }
-    }
-
-    fn restart(&mut self, index: usize, now: Duration) {
-        self.wish(index, now, Then::Again, "restarted by a user");
-    }
-
-    /// Brings a process down, and up again if `then` says so.
-    fn wish(&mut self, index: usize, now: Duration, then: Then, cause: &str) {
-        let Some(process) = self.processes.get_mut(index) else {
-            return;
-        };
-        process.history.clear();
-        process.failed = false;
-        process.cause = cause.into();
-        process.culprit = None;
-        match (&mut process.phase, then) {
-            (Phase::Ending { then: planned, .. }, _) => *planned = then,
-            (Phase::Live { .. }, _) => {
-                let deadline = now + self.timing.stop;
-                process.phase = Phase::Ending { deadline, then };
-                self.out.push(Output::Stop(index));
-            }
-            (phase, Then::Again) => {
-                *phase = Phase::Down;
-                self.spawn(index, now);
-            }
-            (phase, _) => *phase = Phase::Down,
-        }
-    }
-
-    fn begin_shutdown(&mut self, now: Duration) {
-        for process in &mut self.processes {
-            match &mut process.phase {
-                Phase::Resting { .. } => process.phase = Phase::Down,
-                // Said again: patience has ended.
-                Phase::Ending { deadline, .. } if self.shutdown => *deadline = now,
-                Phase::Live { .. } if self.shutdown => {
-                    let then = Then::Stay;
-                    process.phase = Phase::Ending {
-                        deadline: now,
-                        then,
-                    };
-                }
-                _ => {}
-            }
-            process.cause = "the supervisor stops".into();
-        }
-        self.shutdown = true;
-    }
-
-    /// While shutting down: asks those to stop that nobody calls any more. Says once when there is none left.
-    fn stop_next(&mut self, now: Duration) -> bool {
-        if !self.shutdown || self.finished {
-            return false;
-        }
-        let live = |phase: &Phase| matches!(phase, Phase::Live { .. });
-        let open: Vec<usize> = (0..self.processes.len())
-            .filter(|&p| self.has_phase(p, live))
-            .collect();
-        let mut next: Vec<usize> = open
-            .iter()
-            .copied()
-            .filter(|&p| !self.is_called(p))
-            .collect();
-        let ending = |p: &Process| matches!(p.phase, Phase::Ending { .. });
-        let waiting = self.processes.iter().any(ending);
-        if next.is_empty() && !waiting {
-            // Shared processes can call each other in a circle: the one that started last goes first.
-            next.extend(self.last_started(&open));
-        }
-        self.finished = next.is_empty() && !waiting;
-        for index in next {
-            self.wish(index, now, Then::Stay, "the supervisor stops");
-        }
-        self.finished
-    }
-
-    fn is_called(&self, index: usize) -> bool {
-        let running = |caller: &PluginId| {
-            self.process_of(caller).is_some_and(|p| {
-                p != index
-                    && self.has_phase(p, |phase| {
-                        matches!(phase, Phase::Live { .. } | Phase::Ending { .. })
-                    })
-            })
-        };
-        let hosts = self.processes.get(index).map(|p| p.hosts.as_slice());
-        let mut callers = hosts
-            .unwrap_or_default()
-            .iter()
-            .flat_map(|h| self.graph.required_by(h));
-        callers.any(running)
-    }
-
-    fn last_started(&self, open: &[usize]) -> Option<usize> {
-        let mut order = self.graph.start_order().rev();
-        order.find_map(|plugin| self.process_of(plugin).filter(|p| open.contains(p)))
-    }
-
     /// Does what time has made due.
     fn due(&mut self, now: Duration) {
         for index in 0..self.processes.len() {
@@ -617,83 +506,6 @@ impl Lifecycle {
     fn waits_for(&self, plugin: &PluginId) -> Option<&PluginId> {
         let had_chance = |id: &PluginId| self.plugins.get(id).is_none_or(|p| p.had_chance);
         self.graph.requires(plugin).find(|id| !had_chance(id))
-    }
-
-    /// Derives how everybody stands now, and tells the log and the callers what is new.
-    fn tell(&mut self) {
-        let standings = standing::derive(&self.graph, |plugin| self.own(plugin));
-        for (plugin, standing) in &standings {
-            if self.standings.get(plugin) != Some(standing) {
-                let changed = Output::Changed(plugin.clone(), standing.clone());
-                self.out.push(changed);
-            }
-        }
-        self.standings = standings;
-        if !self.shutdown {
-            self.notify();
-        }
-    }
-
-    fn notify(&mut self) {
-        let mut news = Vec::new();
-        for (caller, peer) in self.graph.edges() {
-            let edge = (caller.clone(), peer.clone());
-            let standing = self.standing(peer);
-            let told = self.told.get(&edge);
-            // A caller starts out believing that its peer will come.
-            let coming = matches!(standing.state, State::Pending | State::Starting);
-            if self.is_live(caller) && told != Some(&standing) && (told.is_some() || !coming) {
-                news.push((edge, standing));
-            }
-        }
-        for ((caller, peer), standing) in news {
-            self.told
-                .insert((caller.clone(), peer.clone()), standing.clone());
-            self.out.push(Output::Notify {
-                caller,
-                peer,
-                standing,
-            });
-        }
-    }
-
-    fn own(&self, id: &PluginId) -> Own {
-        let condition = |state, cause: &str| Own {
-            state,
-            cause: cause.into(),
-            culprit: None,
-            waits_for: None,
-        };
-        let (Some(plugin), Some(process)) = (self.plugins.get(id), self.of(id)) else {
-            return condition(State::Pending, "");
-        };
-        let blamed = |state| Own {
-            culprit: process.culprit.clone().filter(|culprit| culprit != id),
-            ..condition(state, &process.cause)
-        };
-        match (&process.phase, plugin.progress) {
-            (Phase::Down, _) if process.spawned == 0 => condition(State::Pending, ""),
-            (Phase::Down, _) => blamed(State::Stopped),
-            (Phase::Live { .. }, Progress::Answering(_)) => condition(State::Ready, ""),
-            (Phase::Live { .. } | Phase::Resting { .. }, _) if process.failed => {
-                blamed(State::Failed)
-            }
-            (Phase::Resting { .. }, _) => blamed(State::Backoff),
-            (Phase::Ending { then, .. }, _) => match then {
-                Then::Stay => blamed(State::Stopped),
-                Then::Again => blamed(State::Starting),
-                Then::Rest { refused: true } => blamed(State::Failed),
-                Then::Rest { refused: false } => blamed(State::Backoff),
-            },
-            (Phase::Live { .. }, Progress::Starting(_)) => blamed(State::Starting),
-            (Phase::Live { .. }, Progress::Waiting) => match self.waits_for(id) {
-                Some(requirement) => Own {
-                    waits_for: Some(requirement.clone()),
-                    ..condition(State::Pending, "")
-                },
-                None => blamed(State::Starting),
-            },
-        }
     }
 }
 

@@ -109,8 +109,17 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        // Orderly, so that no process is left for a slow init to reap.
+        if self.daemon.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.signal(TERM);
+        }
+        let begun = Instant::now();
+        while matches!(self.daemon.try_wait(), Ok(None)) {
+            if begun.elapsed() > BOUND {
+                let _ = self.daemon.kill();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::samples::{graph, id, spec};
-use contracts::plugin::PluginSpec;
+use contracts::plugin::{PluginSpec, State};
 use proptest::prelude::*;
 
 const NOW: Duration = Duration::from_secs(1);
