@@ -249,6 +249,9 @@ pub fn is_loopback(authority: &str) -> bool {
 
 /// Strips port and brackets.
 pub(crate) fn host_name(authority: &str) -> &str {
+    if authority.parse::<IpAddr>().is_ok() {
+        return authority;
+    }
     if let Some(rest) = authority.strip_prefix('[') {
         return rest.split(']').next().unwrap_or_default();
     }

@@ -15,7 +15,7 @@ use contracts::{Code, Descriptor, Error, Labels, Ref, Result, content::Commit};
 use std::os::fd::OwnedFd;
 
 /// How often a write that makes no progress is begun again.
-const MAX_ROUNDS: u32 = 8;
+const MAX_ROUNDS: u32 = 4;
 
 /// Brings `blob` in through the ingest `ref`.
 ///
@@ -112,11 +112,21 @@ impl Way<'_> {
                     };
                     furthest = furthest.max(download.position());
                     if rounds >= MAX_ROUNDS || !self.repository.rest(rounds.max(1), None).await {
-                        let what = "the content store does not take its bytes; try again";
-                        return Err(Error::unavailable(format!("ingest {}: {what}", self.r#ref)));
+                        return Err(self.stuck().await);
                     }
                 }
             }
+        }
+    }
+
+    /// A pipe breaks without a word; the commit that must fail says why.
+    async fn stuck(&mut self) -> Error {
+        match self.commit().await {
+            Err(error) if error.is(Code::ResourceExhausted) => error,
+            _ => Error::unavailable(format!(
+                "ingest {}: the content store does not take its bytes; try again",
+                self.r#ref
+            )),
         }
     }
 

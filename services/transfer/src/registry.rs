@@ -482,7 +482,10 @@ async fn said(response: &mut Response) -> String {
         return String::new();
     };
     let Ok(body) = serde_json::from_slice::<Body>(&bytes) else {
-        return String::new();
+        // What Go's servers answer to a request in the clear.
+        let tls = bytes.windows(12).any(|words| words == b"HTTPS server");
+        let hint = "; it speaks https: write server = \"https://…\" into its hosts.toml";
+        return if tls { hint.into() } else { String::new() };
     };
     let words = body
         .errors

@@ -3,7 +3,7 @@
 //! HTTP/1.1 on purpose: layers that are fetched side by side then have a connection, and a receive window, each.
 //! Redirects are followed by hand in [`crate::registry`], because who may see a credential is decided there.
 
-use crate::hosts::{Host, Scheme, Tls};
+use crate::hosts::{Host, Tls, is_loopback};
 use bytes::BytesMut;
 use contracts::{Error, Result};
 use reqwest::{Client, Request, Response, Url, redirect, tls::Certificate};
@@ -32,29 +32,26 @@ struct Key {
     skip_verify: bool,
     /// Without TLS there is no need to load the system's authorities.
     plain: bool,
+    /// This machine is never asked through a proxy, as in Go's clients.
+    direct: bool,
     dial_timeout: Duration,
 }
 
 impl Transport {
-    /// Gives the client for requests to `host` itself.
-    pub(crate) fn client(&self, host: &Host) -> Result<Client> {
-        self.get(key(
-            &host.tls,
-            host.scheme == Scheme::Http,
-            host.dial_timeout,
-        )?)
-    }
-
-    /// Gives the client for where `host` sends us: same authorities, but our certificate is not shown to others.
+    /// Gives the client for where `host` sends us, or for itself: same authorities, but our certificate is not shown
+    /// to others.
     pub(crate) fn client_for(&self, url: &Url, host: &Host) -> Result<Client> {
-        if origin(url) == origin_of(host) {
-            return self.client(host);
-        }
+        let own = origin(url) == origin_of(host);
+        let client = if own {
+            host.tls.client.clone()
+        } else {
+            Vec::new()
+        };
         let tls = Tls {
-            client: Vec::new(),
+            client,
             ..host.tls.clone()
         };
-        self.get(key(&tls, url.scheme() == "http", host.dial_timeout)?)
+        self.get(key(&tls, url, host.dial_timeout)?)
     }
 
     fn get(&self, key: Key) -> Result<Client> {
@@ -71,23 +68,29 @@ impl Transport {
     }
 }
 
-fn key(tls: &Tls, plain: bool, dial_timeout: Duration) -> Result<Key> {
+fn key(tls: &Tls, url: &Url, dial_timeout: Duration) -> Result<Key> {
+    let plain = url.scheme() == "http";
+    let direct = is_loopback(url.host_str().unwrap_or_default());
     if plain {
+        let (ca, identity) = (Vec::new(), None);
         return Ok(Key {
-            ca: Vec::new(),
-            identity: None,
+            ca,
+            identity,
             skip_verify: false,
             plain,
+            direct,
             dial_timeout,
         });
     }
     let ca = tls.ca.iter().map(|path| pem(path)).collect::<Result<_>>()?;
     let identity = tls.client.first().map(identity).transpose()?;
+    let skip_verify = tls.skip_verify;
     Ok(Key {
         ca,
         identity,
-        skip_verify: tls.skip_verify,
+        skip_verify,
         plain,
+        direct,
         dial_timeout,
     })
 }
@@ -115,6 +118,9 @@ fn build(key: &Key) -> Result<Client> {
         .redirect(redirect::Policy::none())
         .referer(false)
         .connect_timeout(key.dial_timeout);
+    if key.direct {
+        builder = builder.no_proxy();
+    }
     if key.plain {
         builder = builder.tls_certs_only([]);
     } else {

@@ -392,5 +392,10 @@ async fn a_full_disk_ends_an_import_with_its_cause() -> Outcome {
     house.shelf.fill();
     let (code, _) = message(import(&house, file(&bytes)?, "").await);
     assert_eq!(code, Some(Code::ResourceExhausted));
+    let house = House::new()?;
+    house.shelf.fill_meanwhile();
+    let (code, _) = message(import(&house, file(&bytes)?, "").await);
+    assert_eq!(code, Some(Code::ResourceExhausted));
+    assert_eq!(house.shelf.ingests(), 0);
     Ok(())
 }

@@ -204,7 +204,9 @@ async fn tls_with_an_own_authority_works_by_rule_and_is_refused_without() -> Out
     fresh.pull(&name, &anonymous()).await?;
     assert_eq!(fresh.shelf.count(), image.parts.len());
 
-    // Asked in the clear, the other way round, the message says what is wrong.
+    // Asked in the clear, and the other way round, the message says what is wrong.
+    let (_, text) = message(House::new()?.resolve(&name, &anonymous()).await);
+    assert!(text.contains("it speaks https"), "{text}");
     let plain = Registry::open()?;
     house.rules(
         &plain.name(),

@@ -40,6 +40,14 @@ async fn a_plan_names_what_is_missing_and_shallow_needs_no_config() -> Outcome {
     assert_eq!(code, Some(Code::NotFound));
     assert!(text.contains(image.target.digest.as_str()), "{text}");
 
+    // A pull knows the index first, and asks which manifest to fetch next.
+    if let Some((_, index)) = image.parts.last() {
+        house.shelf.put(index);
+    }
+    let chosen = house.bus().call(&ctx(), plan("linux/arm64", true)).await?;
+    assert_eq!(chosen.platform.architecture, "arm64");
+    assert_eq!((&chosen.config, chosen.layers.len()), (&chosen.manifest, 0));
+
     let documents = image
         .parts
         .iter()

@@ -421,11 +421,18 @@ async fn a_registry_without_head_or_digest_header_is_resolved_from_its_bytes() -
 async fn a_full_disk_ends_a_fetch_with_its_cause() -> Outcome {
     let image = image();
     let server = server(&image, |_, request, bytes| Answer::ranged(request, bytes))?;
+    let name = format!("{}/app:1", server.name());
     let house = House::new()?;
     house.shelf.fill();
+    let (code, text) = message(house.pull(&name, &anonymous()).await);
+    assert_eq!(code, Some(Code::ResourceExhausted), "{text}");
+    let house = House::new()?;
+    let resolved = house.resolve(&name, &anonymous()).await?;
+    house.shelf.fill_meanwhile();
+    let layer = &image.layers()[0].0;
     let (code, text) = message(
         house
-            .pull(&format!("{}/app:1", server.name()), &anonymous())
+            .fetch(resolved.name.as_str(), layer, &anonymous())
             .await,
     );
     assert_eq!(code, Some(Code::ResourceExhausted), "{text}");

@@ -25,6 +25,7 @@ struct Inner {
     blobs: HashMap<Digest, (Vec<u8>, Labels)>,
     ingests: HashMap<Ref, Ingest>,
     breaks: Vec<usize>,
+    broken: bool,
     full: bool,
     offsets: Vec<u64>,
 }
@@ -99,6 +100,11 @@ impl Shelf {
     /// Makes the disk full.
     pub fn fill(&self) {
         self.inner().full = true;
+    }
+
+    /// Fills the disk while something is written: pipes break without a word, and only a commit tells why.
+    pub fn fill_meanwhile(&self) {
+        self.inner().broken = true;
     }
 
     /// Offsets at which writes were begun.
@@ -179,7 +185,7 @@ impl Shelf {
         if inner.full {
             return Err(Error::exhausted("content: no space left on the device"));
         }
-        let stop = inner.breaks.pop();
+        let stop = inner.breaks.pop().or(inner.broken.then_some(0));
         let ingest = inner.ingests.entry(write.r#ref).or_default();
         ingest.settle();
         if write.restart {
@@ -202,6 +208,9 @@ impl Shelf {
     }
 
     fn commit(&self, commit: Commit) -> Result<Blob> {
+        if self.inner().broken {
+            return Err(Error::exhausted("content: no space left on the device"));
+        }
         let mut ingest =
             self.inner().ingests.remove(&commit.r#ref).ok_or_else(|| {
                 Error::not_found(format!("ingest {}: is not there", commit.r#ref))
