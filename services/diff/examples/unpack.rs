@@ -8,10 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(layer), Some(directory)) = (arguments.next(), arguments.next()) else {
         return Err("usage: unpack LAYER DIRECTORY".into());
     };
-    let (layer, directory) = (
-        std::fs::File::open(layer)?,
-        std::fs::File::open(directory)?,
-    );
+    let (layer, directory) = (std::fs::File::open(layer)?, std::fs::File::open(directory)?);
     let options = Options::new(Whiteouts::Overlay { user_xattr: false });
     let start = std::time::Instant::now();
     let applied = apply(layer, Compression::None, directory.as_fd(), &options)?;

@@ -3,6 +3,7 @@
 use crate::archive::reader::Reader;
 use crate::error::{Doing, Error, Result};
 use crate::extract::Extractor;
+use crate::growing::Growth;
 use crate::name;
 use crate::settle;
 use crate::stream::{self, Compression, Tap};
@@ -51,6 +52,8 @@ pub struct Options {
     pub limits: Limits,
     /// Who may look.
     pub watch: Arc<Watch>,
+    /// The growth of the source, when it has one: is told when extraction fails, so that nobody waits for more bytes.
+    pub source: Option<Arc<Growth>>,
 }
 
 impl Options {
@@ -60,6 +63,7 @@ impl Options {
             whiteouts,
             limits: Limits::default(),
             watch: Arc::default(),
+            source: None,
         }
     }
 }
@@ -101,7 +105,13 @@ pub fn apply(
     std::thread::scope(|scope| {
         let work = std::thread::Builder::new().name("extract".to_owned());
         let extracted = work
-            .spawn_scoped(scope, || extract(tap, root, options))
+            .spawn_scoped(scope, || {
+                let done = extract(tap, root, options);
+                if let (Err(_), Some(source)) = (&done, &options.source) {
+                    source.fail("the extraction has failed");
+                }
+                done
+            })
             .doing("start a thread")?;
         match stream::decoder(source, stated) {
             Ok(decoder) => pump.run(decoder),

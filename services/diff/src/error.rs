@@ -1,5 +1,6 @@
 //! What can go wrong between a layer and a snapshot.
 
+use contracts::Code;
 use std::io;
 
 /// A failure to apply, compare or look up.
@@ -89,6 +90,29 @@ impl Error {
             }
             _ => false,
         }
+    }
+}
+
+impl Error {
+    /// The class under which users meet it.
+    fn code(&self) -> Code {
+        match self {
+            Self::Entry { cause, .. } => cause.code(),
+            Self::Malformed { .. } | Self::Truncated(_) | Self::Damaged(_) => Code::DataLoss,
+            Self::Refused(_) | Self::Unsupported(_) => Code::InvalidArgument,
+            Self::Source(_) => Code::Unavailable,
+            Self::Limit { .. } => Code::ResourceExhausted,
+            Self::Io { .. } if self.out_of_space() => Code::ResourceExhausted,
+            Self::Io { .. } => Code::Internal,
+            Self::Missing(_) => Code::NotFound,
+            Self::Cancelled => Code::Cancelled,
+        }
+    }
+}
+
+impl From<Error> for contracts::Error {
+    fn from(error: Error) -> Self {
+        contracts::Error::new(error.code(), error.to_string())
     }
 }
 

@@ -4,6 +4,7 @@ use crate::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How far a file has been written; shared between whoever learns of new bytes and the readers that wait for them.
@@ -11,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub struct Growth {
     state: Mutex<State>,
     changed: Condvar,
+    consumed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +48,16 @@ impl Growth {
         let mut state = self.lock();
         state.failed.get_or_insert(reason.into());
         self.changed.notify_all();
+    }
+
+    /// Whether all there will be is readable.
+    pub fn finished(&self) -> bool {
+        self.lock().finished
+    }
+
+    /// How many bytes the furthest reader has read.
+    pub fn consumed(&self) -> u64 {
+        self.consumed.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -96,6 +108,9 @@ impl Read for Growing {
             .min(into.len());
         let got = self.file.read_at(&mut into[..most], self.offset)?;
         self.offset += got as u64;
+        self.growth
+            .consumed
+            .fetch_max(self.offset, Ordering::Relaxed);
         match got == 0 && most > 0 {
             true => Err(Error::Truncated("file").into()),
             false => Ok(got),

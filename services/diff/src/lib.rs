@@ -8,22 +8,25 @@
 //! * [`compare`]: two snapshots → `changes` → `archive` → hash, compress
 //! * [`lookup`]: one file as a container would see it, through a detached overlay mount (`mounts`)
 //!
-//! What it may do follows from that: `CAP_DAC_OVERRIDE` and `CAP_DAC_READ_SEARCH` (files of any owner), `CAP_CHOWN`,
-//! `CAP_FOWNER`, `CAP_FSETID` (owners, modes, times, setuid bits), `CAP_MKNOD`, `CAP_SETFCAP` (file capabilities),
-//! `CAP_SYS_ADMIN` (`trusted.*` xattrs, detached mounts). The bytes come from registries, so nothing in the archive
-//! decides about a path: see `root`.
+//! The bytes come from registries, so nothing in an archive decides about a path of the host: see `root`. What the
+//! plugin may do is [`CAPABILITIES`], under a uid that is nobody's.
 
 mod apply;
+mod applying;
 mod archive;
 mod attributes;
 mod changes;
 mod compare;
+mod comparing;
+mod config;
 mod error;
 mod extract;
+mod following;
 mod growing;
 mod mounts;
 mod name;
 mod root;
+mod service;
 mod settle;
 mod stream;
 mod tree;
@@ -31,10 +34,44 @@ mod whiteout;
 
 pub use apply::{Applied, Limits, Options, Watch, apply};
 pub use compare::{Compared, compare};
+pub use config::Config;
 pub use error::{Error, Result};
 pub use growing::{Growing, Growth};
 pub use mounts::{OVERLAY_WHITEOUTS, Target, lookup, target, view};
 pub use root::sync;
+pub use service::DiffService;
 pub use settle::settle;
 pub use stream::Compression;
 pub use tree::Whiteouts;
+
+use bus::{Boot, Registration};
+use contracts::content::Content;
+use contracts::diff::Diff;
+use contracts::plugin::Privileges;
+
+/// What extracting the files of strangers takes, and no more.
+///
+/// `DAC_OVERRIDE` and `DAC_READ_SEARCH`: files of any owner; `CHOWN`, `FOWNER`, `FSETID`: their owners, modes, times and
+/// setuid bits; `MKNOD`: devices; `SETFCAP`: file capabilities; `SYS_ADMIN`: `trusted.*` xattrs, detached mounts.
+pub const CAPABILITIES: [&str; 8] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_MKNOD",
+    "CAP_SETFCAP",
+    "CAP_SYS_ADMIN",
+];
+
+/// The facts the supervisor needs before any process exists, then the one function that starts it.
+pub fn plugin() -> Registration {
+    let reason =
+        "writes files of any owner, devices, capabilities and overlay xattrs into snapshots";
+    Registration::new::<Diff>("local")
+        .requires::<Content>()
+        .privileges(Privileges::capabilities(&CAPABILITIES, reason))
+        .start(service::routes, |boot: Boot<Config>| {
+            Ok(DiffService::new(&boot.config, boot.bus))
+        })
+}

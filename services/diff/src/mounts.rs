@@ -180,6 +180,14 @@ pub fn view(mounts: &[Mount]) -> Result<OwnedFd> {
     }
 }
 
+/// Opens every directory that makes up a snapshot, topmost first. Errors: as [`view`].
+pub(crate) fn layers(mounts: &[Mount]) -> Result<Vec<OwnedFd>> {
+    Layers::of(mounts)?
+        .all()
+        .map(|path| directory(path))
+        .collect()
+}
+
 /// Tells the kernel about the directories, in the way that it knows.
 type Stack = fn(&OwnedFd, &[OwnedFd]) -> rustix::io::Result<()>;
 

@@ -1,0 +1,138 @@
+//! One `diff.apply`: the layer is followed and extracted, its progress told, its caller watched.
+
+use crate::apply::{self, Limits, Options, Watch};
+use crate::following::Following;
+use crate::growing::Growing;
+use crate::mounts::{self, Target};
+use crate::stream::Compression;
+use bus::{Bus, Ctx, Items, items};
+use contracts::diff::{Applied, Apply, Applying};
+use contracts::{Digest, Error, Result};
+use futures_util::stream;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+/// How often progress is told: often enough for a moving bar.
+pub(crate) const PROGRESS: Duration = Duration::from_millis(100);
+/// Items that may wait for the caller; the next one is simply newer.
+pub(crate) const AHEAD: usize = 4;
+
+/// What an extraction needs.
+pub(crate) struct Work {
+    bus: Bus,
+    room: Arc<Semaphore>,
+    limits: Limits,
+}
+
+impl Work {
+    pub(crate) fn new(bus: Bus, room: Arc<Semaphore>, limits: Limits) -> Self {
+        Self { bus, room, limits }
+    }
+
+    /// Begins; dropping the stream stops the extraction.
+    pub(crate) fn start(self, ctx: Ctx, body: Apply) -> Items<Apply> {
+        let (tell, told) = mpsc::channel(AHEAD);
+        actix::spawn(async move {
+            let last = self.run(ctx, body, &tell).await;
+            // a caller that has gone needs no answer
+            let _ = tell.send(last).await;
+        });
+        items(stream::unfold(told, |mut told| async move {
+            told.recv().await.map(|item| (item, told))
+        }))
+    }
+
+    async fn run(
+        self,
+        ctx: Ctx,
+        body: Apply,
+        tell: &mpsc::Sender<Result<Applying>>,
+    ) -> Result<Applying> {
+        let compression = Compression::of(&body.layer.media_type)?;
+        let target = mounts::target(&body.mounts)?;
+        let begun = Following::begin(self.bus.clone(), ctx, &body.layer, body.r#ref);
+        let (source, mut following) = tokio::select! {
+            begun = begun => begun?,
+            () = tell.closed() => return Err(Error::cancelled("the caller has gone")),
+        };
+        let permit = self.room.acquire_owned().await;
+        let permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
+        let mut options = Options::new(target.whiteouts);
+        options.limits = self.limits;
+        options.source = Some(following.growth().clone());
+        let watch = options.watch.clone();
+        let mut work = extraction(source, compression, target, options);
+        let done = drive(&mut work, &mut following, &watch, tell).await;
+        drop(permit);
+        let applied =
+            done.map_err(|error| error.context(format!("layer {}", body.layer.digest)))?;
+        let applied = Applied {
+            diff_id: Digest::new(applied.diff_id)?,
+            size: applied.size,
+            implied: applied.implied,
+        };
+        verified(&applied, body.diff_id.as_ref(), &body.layer.digest)?;
+        Ok(Applying {
+            offset: body.layer.size,
+            applied: Some(applied),
+        })
+    }
+}
+
+type Extraction = JoinHandle<crate::Result<apply::Applied>>;
+
+fn extraction(
+    source: Growing,
+    compression: Compression,
+    target: Target,
+    options: Options,
+) -> Extraction {
+    tokio::task::spawn_blocking(move || {
+        let root = target.open()?;
+        apply::apply(source, compression, root.as_fd(), &options)
+    })
+}
+
+/// Waits for the extraction, meanwhile feeds it, and stops it when the caller goes. It has ended when this returns.
+async fn drive(
+    work: &mut Extraction,
+    following: &mut Following,
+    watch: &Watch,
+    tell: &mpsc::Sender<Result<Applying>>,
+) -> Result<apply::Applied> {
+    let mut clock = tokio::time::interval(PROGRESS);
+    let mut lost = None;
+    let growth = following.growth().clone();
+    loop {
+        tokio::select! {
+            done = &mut *work => {
+                let done = done.map_err(|e| Error::internal(format!("extraction: {e}")))?;
+                // what the content store said is the cause of what the extraction says
+                return done.map_err(|error| lost.unwrap_or_else(|| error.into()));
+            }
+            error = following.feed(), if lost.is_none() => lost = Some(error),
+            () = tell.closed(), if !watch.cancelled.load(Ordering::Relaxed) => {
+                watch.cancelled.store(true, Ordering::Relaxed);
+                growth.fail("the caller has gone");
+            }
+            _ = clock.tick() => {
+                // a full queue means that the caller has news enough
+                let _ = tell.try_send(Ok(Applying { offset: growth.consumed(), applied: None }));
+            }
+        }
+    }
+}
+
+fn verified(applied: &Applied, wanted: Option<&Digest>, layer: &Digest) -> Result<()> {
+    match wanted {
+        Some(wanted) if *wanted != applied.diff_id => Err(Error::data_loss(format!(
+            "layer {layer}: its diff id is {}, the image config says {wanted}",
+            applied.diff_id
+        ))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,140 @@
+//! One `diff.compare`: a layer is made and written into the content store.
+
+use crate::apply::Watch;
+use crate::applying::{AHEAD, PROGRESS};
+use crate::compare::{self, Compared};
+use crate::stream::Compression;
+use bus::{Bus, Ctx, DEFAULT_DEADLINE, Items, items};
+use contracts::content::{Abort, Commit, Write};
+use contracts::diff::{Compare, Comparing};
+use contracts::{Descriptor, Digest, Error, Fd, Labels, Ref, Result};
+use futures_util::stream;
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{Semaphore, mpsc};
+
+/// Says on a compressed layer what its diff id is. Source: containerd, labels package.
+const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// What a comparison needs.
+pub(crate) struct Work {
+    bus: Bus,
+    room: Arc<Semaphore>,
+}
+
+impl Work {
+    pub(crate) fn new(bus: Bus, room: Arc<Semaphore>) -> Self {
+        Self { bus, room }
+    }
+
+    /// Begins; dropping the stream stops it.
+    pub(crate) fn start(self, ctx: Ctx, body: Compare) -> Items<Compare> {
+        let (tell, told) = mpsc::channel(AHEAD);
+        actix::spawn(async move {
+            let last = self.run(ctx, body, &tell).await;
+            // a caller that has gone needs no answer
+            let _ = tell.send(last).await;
+        });
+        items(stream::unfold(told, |mut told| async move {
+            told.recv().await.map(|item| (item, told))
+        }))
+    }
+
+    async fn run(
+        self,
+        ctx: Ctx,
+        body: Compare,
+        tell: &mpsc::Sender<Result<Comparing>>,
+    ) -> Result<Comparing> {
+        let compression = Compression::of(&body.media_type)?;
+        let permit = self.room.clone().acquire_owned().await;
+        let _permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
+        let r#ref = match &body.r#ref {
+            Some(r#ref) => r#ref.clone(),
+            None => Ref::new(format!("diff-{}", ctx.operation))?,
+        };
+        let write = Write {
+            r#ref: r#ref.clone(),
+            expected: None,
+            total: 0,
+            restart: true,
+        };
+        let writer = self.bus.call(&ctx, write).await?;
+        let written = self.written(writer.pipe, compression, &body, tell).await;
+        let ctx = ctx.with_deadline(DEFAULT_DEADLINE);
+        match written {
+            Ok(compared) => self.commit(&ctx, r#ref, body, compared).await,
+            Err(error) => {
+                // what is left of the ingest would otherwise wait for its expiry
+                let _ = self.bus.call(&ctx, Abort { r#ref }).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the layer; the pipe is closed when this returns.
+    async fn written(
+        &self,
+        pipe: Fd,
+        compression: Compression,
+        body: &Compare,
+        tell: &mpsc::Sender<Result<Comparing>>,
+    ) -> Result<Compared> {
+        let pipe = pipe.into_owned();
+        let pipe = File::from(pipe.map_err(|e| Error::exhausted(format!("pipe: {e}")))?);
+        let watch = Arc::new(Watch::default());
+        let (lower, upper, seen) = (body.lower.clone(), body.upper.clone(), watch.clone());
+        let mut work = tokio::task::spawn_blocking(move || {
+            compare::compare(&lower, &upper, pipe, compression, &seen)
+        });
+        let mut clock = tokio::time::interval(PROGRESS);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    let done = done.map_err(|e| Error::internal(format!("comparison: {e}")))?;
+                    return done.map_err(Error::from);
+                }
+                () = tell.closed(), if !watch.cancelled.load(Ordering::Relaxed) => {
+                    watch.cancelled.store(true, Ordering::Relaxed);
+                }
+                _ = clock.tick() => {
+                    let offset = watch.bytes.load(Ordering::Relaxed);
+                    // a full queue means that the caller has news enough
+                    let _ = tell.try_send(Ok(Comparing { offset, layer: None, diff_id: None }));
+                }
+            }
+        }
+    }
+
+    async fn commit(
+        &self,
+        ctx: &Ctx,
+        r#ref: Ref,
+        body: Compare,
+        compared: Compared,
+    ) -> Result<Comparing> {
+        let mut labels: Labels = body.labels;
+        labels.insert(UNCOMPRESSED.to_owned(), compared.diff_id.clone());
+        let commit = Commit {
+            r#ref,
+            size: None,
+            expected: None,
+            labels,
+        };
+        let blob = self.bus.call(ctx, commit).await?;
+        let layer = Descriptor {
+            media_type: body.media_type,
+            digest: blob.digest,
+            size: blob.size,
+            annotations: Labels::new(),
+            platform: None,
+            urls: Vec::new(),
+        };
+        Ok(Comparing {
+            offset: compared.size,
+            layer: Some(layer),
+            diff_id: Some(Digest::new(compared.diff_id)?),
+        })
+    }
+}
