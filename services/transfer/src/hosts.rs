@@ -319,22 +319,23 @@ pub struct Step {
 
 /// Tells which hosts a pull would ask, by which rules, and which files nearby are not used.
 ///
-/// Errors: as [`plan`].
-pub fn explain(folder: &Path, reference: &Reference, plain_http: bool) -> Result<Explanation> {
-    let steps = plan(folder, reference, plain_http)?
-        .iter()
-        .map(|host| Step {
-            url: host.url(),
-            capabilities: host.capabilities.to_string(),
-            rule: host.rule.to_string(),
-        })
-        .collect();
-    let hints = hints::nearby(folder, reference.registry());
-    Ok(Explanation {
+/// A faulty rule, for which a pull would fail, is the first hint: who asks for a name or a reason still gets it.
+pub fn explain(folder: &Path, reference: &Reference, plain_http: bool) -> Explanation {
+    let mut hints = hints::nearby(folder, reference.registry());
+    let hosts = plan(folder, reference, plain_http).unwrap_or_else(|error| {
+        hints.insert(0, error.message);
+        Vec::new()
+    });
+    let steps = hosts.iter().map(|host| Step {
+        url: host.url(),
+        capabilities: host.capabilities.to_string(),
+        rule: host.rule.to_string(),
+    });
+    Explanation {
         reference: reference.to_string(),
-        steps,
+        steps: steps.collect(),
         hints,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -587,7 +588,7 @@ server = "registry.example"
         fs::create_dir_all(folder.path().join("docker.io"))?;
         fs::write(folder.path().join("docker.io/host.toml"), "")?;
         fs::create_dir_all(folder.path().join("registry-1.docker.io"))?;
-        let shown = explain(folder.path(), &Reference::parse("busybox")?, false)?;
+        let shown = explain(folder.path(), &Reference::parse("busybox")?, false);
         assert_eq!(shown.reference, "docker.io/library/busybox:latest");
         assert_eq!(
             (shown.steps[0].url.as_str(), shown.steps[0].rule.as_str()),
@@ -606,7 +607,7 @@ server = "registry.example"
         );
 
         write(folder.path(), "r.example", "[host.\"https://m.example\"]\n")?;
-        let shown = explain(folder.path(), &Reference::parse("r.example/a")?, false)?;
+        let shown = explain(folder.path(), &Reference::parse("r.example/a")?, false);
         assert!(
             shown.steps[0].rule.ends_with("r.example/hosts.toml:1"),
             "{:?}",

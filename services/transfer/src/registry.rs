@@ -86,8 +86,8 @@ impl Registries {
         })
     }
 
-    /// Tells which hosts a reference is fetched from. Errors: as [`hosts::plan`].
-    pub fn explain(&self, reference: &Reference) -> Result<hosts::Explanation> {
+    /// Tells which hosts a reference is fetched from.
+    pub fn explain(&self, reference: &Reference) -> hosts::Explanation {
         hosts::explain(&self.folder, reference, false)
     }
 }

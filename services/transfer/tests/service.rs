@@ -168,5 +168,9 @@ async fn a_wrong_reference_goes_no_further() -> Outcome {
     let (code, text) = message(house.resolve("registry.example/app", &anonymous()).await);
     assert_eq!(code, Some(Code::FailedPrecondition));
     assert!(text.contains("hosts.toml:1: key \"hots\""), "{text}");
+    let reference = "registry.example/app".into();
+    let shown = house.bus().call(&ctx(), Explain { reference }).await?;
+    assert_eq!(shown.name.as_str(), "registry.example/app:latest");
+    assert!(shown.ignored[0].contains("hots"), "{:?}", shown.ignored);
     Ok(())
 }
