@@ -2,15 +2,19 @@
 
 use crate::store::Store;
 use actix::{Actor, Context, Handler};
-use bus::{Bus, Call, Reply, Routes, on_disk};
-use contracts::collect::{Begin, Mark, References, Roots, Sweep, Swept, Tally};
+use bus::{Bus, Call, Ctx, Reply, Routes, on_disk};
+use contracts::ImageName;
+use contracts::collect::{Begin, Mark, Node, References, Resource, Roots, Sweep, Swept, Tally};
 use contracts::images::{Create, Delete, Get, List, Put, Tag, Update};
 use ledger::Generation;
+use std::collections::BTreeSet;
 
 /// Answers `images` and `collect`.
 pub(crate) struct ImagesService {
     store: Store,
     generation: Generation,
+    /// Names written since the generation began.
+    touched: BTreeSet<Node>,
 }
 
 impl ImagesService {
@@ -19,6 +23,19 @@ impl ImagesService {
         Self {
             store,
             generation: Generation::default(),
+            touched: BTreeSet::new(),
+        }
+    }
+}
+
+impl ImagesService {
+    /// Stamps a name whose target may be new, before it is written: its references are then heard late, not missed.
+    fn touch(&mut self, ctx: &Ctx, name: &ImageName) {
+        if let Some(namespace) = ctx.namespace.clone() {
+            self.touched.insert(Node {
+                namespace,
+                resource: Resource::Image(name.clone()),
+            });
         }
     }
 }
@@ -62,6 +79,7 @@ impl Handler<Call<List>> for ImagesService {
 impl Handler<Call<Create>> for ImagesService {
     type Result = Reply<Create>;
     fn handle(&mut self, call: Call<Create>, _: &mut Context<Self>) -> Self::Result {
+        self.touch(&call.ctx, &call.body.name);
         let store = self.store.clone();
         Box::pin(async move {
             store
@@ -74,6 +92,7 @@ impl Handler<Call<Create>> for ImagesService {
 impl Handler<Call<Put>> for ImagesService {
     type Result = Reply<Put>;
     fn handle(&mut self, call: Call<Put>, _: &mut Context<Self>) -> Self::Result {
+        self.touch(&call.ctx, &call.body.name);
         let store = self.store.clone();
         Box::pin(async move {
             store
@@ -86,6 +105,7 @@ impl Handler<Call<Put>> for ImagesService {
 impl Handler<Call<Update>> for ImagesService {
     type Result = Reply<Update>;
     fn handle(&mut self, call: Call<Update>, _: &mut Context<Self>) -> Self::Result {
+        self.touch(&call.ctx, &call.body.name);
         let store = self.store.clone();
         Box::pin(async move {
             store
@@ -98,6 +118,7 @@ impl Handler<Call<Update>> for ImagesService {
 impl Handler<Call<Tag>> for ImagesService {
     type Result = Reply<Tag>;
     fn handle(&mut self, call: Call<Tag>, _: &mut Context<Self>) -> Self::Result {
+        self.touch(&call.ctx, &call.body.name);
         let store = self.store.clone();
         Box::pin(async move {
             store
@@ -123,6 +144,7 @@ impl Handler<Call<Begin>> for ImagesService {
     type Result = Reply<Begin>;
     fn handle(&mut self, call: Call<Begin>, _: &mut Context<Self>) -> Self::Result {
         self.generation.begin(call.body.generation);
+        self.touched.clear();
         Box::pin(async { Ok(()) })
     }
 }
@@ -160,11 +182,18 @@ impl Handler<Call<Mark>> for ImagesService {
 
 impl Handler<Call<Sweep>> for ImagesService {
     type Result = Reply<Sweep>;
-    /// Names are never collected.
+    /// Names are never collected; those written meanwhile say what they keep.
     fn handle(&mut self, call: Call<Sweep>, _: &mut Context<Self>) -> Self::Result {
-        let open = self.generation.check(call.body.generation);
-        Box::pin(async move {
-            open.map(|()| Swept {
+        let (store, open) = (
+            self.store.clone(),
+            self.generation.check(call.body.generation),
+        );
+        let touched: Vec<Node> = self.touched.iter().cloned().collect();
+        on_disk(move || {
+            open?;
+            let late = store.references(&touched)?;
+            Ok::<_, contracts::Error>(Swept {
+                late,
                 done: true,
                 ..Swept::default()
             })

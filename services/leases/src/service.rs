@@ -3,15 +3,18 @@
 use crate::store::Store;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Reply, Routes, on_disk};
-use contracts::Timestamp;
 use contracts::collect::{Begin, Mark, References, Roots, Sweep, Tally};
 use contracts::leases::{Add, Create, Delete, Get, List, Remove, Resources, Update};
+use contracts::{LeaseId, Namespace, Timestamp};
 use ledger::Generation;
+use std::collections::BTreeSet;
 
 /// Answers `leases` and `collect`.
 pub(crate) struct LeasesService {
     store: Store,
     generation: Generation,
+    /// Leases that hold more since the generation began.
+    touched: BTreeSet<(Namespace, LeaseId)>,
 }
 
 impl LeasesService {
@@ -20,6 +23,7 @@ impl LeasesService {
         Self {
             store,
             generation: Generation::default(),
+            touched: BTreeSet::new(),
         }
     }
 }
@@ -100,6 +104,10 @@ impl Handler<Call<Delete>> for LeasesService {
 impl Handler<Call<Add>> for LeasesService {
     type Result = Reply<Add>;
     fn handle(&mut self, call: Call<Add>, _: &mut Context<Self>) -> Self::Result {
+        if let Some(namespace) = &call.ctx.namespace {
+            self.touched
+                .insert((namespace.clone(), call.body.id.clone()));
+        }
         let store = self.store.clone();
         Box::pin(async move {
             store
@@ -133,6 +141,7 @@ impl Handler<Call<Begin>> for LeasesService {
     type Result = Reply<Begin>;
     fn handle(&mut self, call: Call<Begin>, _: &mut Context<Self>) -> Self::Result {
         self.generation.begin(call.body.generation);
+        self.touched.clear();
         Box::pin(async { Ok(()) })
     }
 }
@@ -168,14 +177,18 @@ impl Handler<Call<Mark>> for LeasesService {
 
 impl Handler<Call<Sweep>> for LeasesService {
     type Result = Reply<Sweep>;
+    /// Removes what is over; leases that hold more meanwhile say what they keep.
     fn handle(&mut self, call: Call<Sweep>, _: &mut Context<Self>) -> Self::Result {
         let (store, open) = (
             self.store.clone(),
             self.generation.check(call.body.generation),
         );
+        let touched: Vec<_> = self.touched.iter().cloned().collect();
         Box::pin(async move {
             open?;
-            store.sweep(call.body.dry_run).await
+            let mut swept = store.sweep(call.body.dry_run).await?;
+            swept.late = store.held(&touched, Timestamp::now())?;
+            Ok(swept)
         })
     }
 }

@@ -245,6 +245,30 @@ impl Store {
         })
     }
 
+    /// What some leases hold, as edges.
+    pub(crate) fn held(&self, asked: &[(Namespace, LeaseId)], now: Timestamp) -> Result<Vec<Edge>> {
+        self.ledger.read(|snapshot| {
+            let leases = if asked.is_empty() {
+                BTreeMap::new()
+            } else {
+                all_leases(snapshot, now)?
+            };
+            let mut edges = Vec::new();
+            for (ns, id) in asked {
+                snapshot.scan(
+                    &RESOURCES,
+                    &format!("{}\0", key(ns, id)),
+                    None,
+                    |key, resource| {
+                        edges.extend(edge(&leases, key, resource));
+                        true
+                    },
+                )?;
+            }
+            Ok(edges)
+        })
+    }
+
     /// Removes expired leases, or lists them.
     pub(crate) async fn sweep(&self, dry_run: bool) -> Result<Swept> {
         let now = Timestamp::now();
