@@ -3,7 +3,7 @@
 //! Both are walked by path from their root, without recursion, so no nesting can exhaust stack or descriptors.
 
 use crate::error::{Doing, Error, Result};
-use crate::{attributes, mounts, root, whiteout};
+use crate::{attributes, root, view, whiteout};
 use rustix::fs::{FileType, Stat};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -266,7 +266,7 @@ fn link(dir: &OwnedFd, name: &[u8]) -> Result<std::ffi::CString> {
 
 fn file(dir: &OwnedFd, name: &[u8]) -> Result<File> {
     let file = root::open_name(dir, name, root::LOOK).doing("open a file")?;
-    mounts::regular(file)
+    view::regular(file)
         .doing("open a file")?
         .ok_or_else(|| Error::Refused("changed while it was read".to_owned()))
 }

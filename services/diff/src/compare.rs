@@ -6,7 +6,7 @@ use crate::changes::{self, Change, Changes};
 use crate::error::{Doing, Error, Result};
 use crate::mounts::{self, Layers};
 use crate::stream::Compression;
-use crate::{attributes, name, root, whiteout};
+use crate::{attributes, name, root, view, whiteout};
 use contracts::Mount;
 use rustix::fs::{FileType, Stat};
 use sha2::{Digest, Sha256};
@@ -76,9 +76,9 @@ fn difference(lower: &[Mount], upper: &[Mount]) -> Result<(Changes, OwnedFd)> {
     let below = if lower.is_empty() {
         None
     } else {
-        Some(mounts::view(lower)?)
+        Some(view::view(lower)?)
     };
-    let above = mounts::view(upper)?;
+    let above = view::view(upper)?;
     Ok((changes::between(below.as_ref(), &above)?, above))
 }
 
@@ -112,7 +112,7 @@ impl<W: Write> Layer<'_, W> {
             let stat = rustix::fs::fstat(dir).doing("look at the root")?;
             Ok((stat.st_mode, stat.st_uid, stat.st_gid, xattrs(dir)?))
         };
-        if lower.is_empty() || look(&mounts::view(lower)?)? == look(&self.source)? {
+        if lower.is_empty() || look(&view::view(lower)?)? == look(&self.source)? {
             return Ok(());
         }
         self.present(b"")
@@ -175,7 +175,7 @@ impl<W: Write> Layer<'_, W> {
     fn data(&mut self, there: &OwnedFd, size: u64) -> Result<()> {
         let changed =
             || Error::Refused("changed while it was read, pause the container first".to_owned());
-        let mut file = mounts::regular(there)
+        let mut file = view::regular(there)
             .doing("open")?
             .ok_or_else(changed)?
             .take(size);

@@ -6,7 +6,7 @@
 //! * [`apply`]: compressed bytes → `stream` (inflate | hash) → `archive` (entries) → `extract` (files, beneath `root`)
 //! * [`settle`]: gives directories that a layer only implies their look, once the layers below are known
 //! * [`compare`]: two snapshots → `changes` → `archive` → hash, compress
-//! * [`lookup`]: one file as a container would see it, through a detached overlay mount (`mounts`)
+//! * [`lookup`]: one file as a container would see it, through a detached overlay mount (`view`)
 //!
 //! The bytes come from registries, so nothing in an archive decides about a path of the host: see `root`. What the
 //! plugin may do is [`CAPABILITIES`], under a uid that is nobody's.
@@ -30,6 +30,7 @@ mod service;
 mod settle;
 mod stream;
 mod tree;
+mod view;
 mod whiteout;
 
 pub use apply::{Applied, Limits, Options, Watch, apply};
@@ -37,12 +38,13 @@ pub use compare::{Compared, compare};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use growing::{Growing, Growth};
-pub use mounts::{OVERLAY_WHITEOUTS, Target, lookup, target, view};
+pub use mounts::{Target, target};
 pub use root::sync;
 pub use service::DiffService;
 pub use settle::settle;
 pub use stream::Compression;
 pub use tree::Whiteouts;
+pub use view::{lookup, view};
 
 use bus::{Boot, Registration};
 use contracts::content::Content;

@@ -3,7 +3,7 @@
 use crate::apply::Limits;
 use crate::config::Config;
 use crate::error::{Doing, Error, Result};
-use crate::{applying, comparing, mounts, root, settle};
+use crate::{applying, comparing, mounts, root, settle, view};
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Open, Reply, Routes, Streaming, on_disk};
 use contracts::diff::{Apply, Compare, Found, Lookup, Settle, Sync};
@@ -76,7 +76,7 @@ impl Handler<Call<Settle>> for DiffService {
                 return Ok(());
             }
             let upper = mounts::target(&mounts)?.open()?;
-            let parent = mounts::view(&parent)?;
+            let parent = view::view(&parent)?;
             settle::settle(upper.as_fd(), parent.as_fd(), &implied)
         })
     }
@@ -91,7 +91,7 @@ impl Handler<Call<Lookup>> for DiffService {
             limit,
         } = call.body;
         on_disk(move || {
-            let bytes = mounts::lookup(&mounts, &path, limit)?;
+            let bytes = view::lookup(&mounts, &path, limit)?;
             let size = bytes.len() as u64;
             sealed(&bytes).map(|fd| Found {
                 size,

@@ -3,10 +3,11 @@
 mod layer;
 
 use contracts::Mount;
-use diff::{Compression, OVERLAY_WHITEOUTS, Watch, Whiteouts, compare, lookup, view};
+use diff::{Compression, Watch, Whiteouts, compare, lookup, view};
 use layer::{Layer, OVERLAY, Place, apply_to};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -289,20 +290,13 @@ fn a_hundred_layers_make_one_view() {
 }
 
 #[test]
-fn a_mount_says_how_deletions_are_written() {
-    let place = Place::new();
-    let mut mounts = bind(&place.root());
-    mounts[0].options.push(OVERLAY_WHITEOUTS.to_owned());
-    let target = diff::target(&mounts).unwrap();
+fn a_layer_goes_into_the_upper_directory_of_its_mounts() {
+    let (place, empty) = (Place::new(), Place::new());
+    let target = diff::target(&overlay(&place.root(), &[&empty.root()])).unwrap();
     let bytes = Layer::default().file(".wh.x", "").end();
     let root = target.open().unwrap();
-    diff::apply(
-        &bytes[..],
-        Compression::None,
-        std::os::fd::AsFd::as_fd(&root),
-        &diff::Options::new(target.whiteouts),
-    )
-    .unwrap();
+    let options = diff::Options::new(target.whiteouts);
+    diff::apply(&bytes[..], Compression::None, root.as_fd(), &options).unwrap();
     assert!(place.exists("x"));
     diff::sync(&root).unwrap();
 }
