@@ -140,6 +140,12 @@ impl Registration {
 ///
 /// Must be called before any other thread exists, because privileges belong to threads.
 pub fn host(registrations: Vec<Registration>) -> ExitCode {
+    let told = std::panic::take_hook();
+    // A panic is the end of the process in every build, so that its successor starts from what is on disk.
+    std::panic::set_hook(Box::new(move |panic| {
+        told(panic);
+        std::process::abort();
+    }));
     let mut reader = Reader::default();
     let boot = match control::receive_blocking(&mut reader, std::io::stdin()) {
         Ok(ToPlugin::Boot(boot)) => *boot,

@@ -25,9 +25,9 @@ use contracts::{
     snapshots::Snapshots,
 };
 
-/// Registers `gc/mark-sweep`.
+/// Registers `gc/local`.
 pub fn plugin() -> Registration {
-    Registration::new::<Gc>("mark-sweep")
+    Registration::new::<Gc>("local")
         .requires::<Leases>()
         .requires::<Images>()
         .requires::<Containers>()

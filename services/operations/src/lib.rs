@@ -36,9 +36,9 @@ use contracts::{
     tasks::Tasks, transfer::Transfer,
 };
 
-/// Registers `operations/journal`.
+/// Registers `operations/local`.
 pub fn plugin() -> Registration {
-    Registration::new::<Operations>("journal")
+    Registration::new::<Operations>("local")
         .requires::<Events>()
         .requires::<Leases>()
         .requires::<Namespaces>()
