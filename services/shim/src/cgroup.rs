@@ -37,6 +37,14 @@ impl Cgroup {
         Ok(Self { dirs })
     }
 
+    /// Cgroups at known places, for killing and removing.
+    pub(crate) fn at(dirs: Vec<PathBuf>) -> Self {
+        let named = |dir: PathBuf| (dir.display().to_string(), dir);
+        Self {
+            dirs: dirs.into_iter().map(named).collect(),
+        }
+    }
+
     /// The folder of one controller; on a pure v2 host every controller lives in the unified one.
     pub(crate) fn dir(&self, controller: &str) -> Option<&Path> {
         self.dirs.get(controller).map(PathBuf::as_path)
@@ -140,6 +148,28 @@ impl Cgroup {
         }
         all
     }
+}
+
+/// The folders of a path in every hierarchy of version 1 that has a controller; without a path those
+/// this process is in. Empty on a host of version 2 alone.
+pub(crate) fn controllers_v1(path: Option<&str>) -> io::Result<Vec<PathBuf>> {
+    let ours = memberships(&fs::read_to_string("/proc/self/cgroup")?);
+    let mounts = hierarchies(&fs::read_to_string("/proc/self/mountinfo")?);
+    let version_1 = |name: &str| name != UNIFIED && !name.starts_with("name=");
+    let mut dirs: Vec<PathBuf> = ours
+        .iter()
+        .filter(|(name, _)| version_1(name))
+        .filter_map(|(name, own)| {
+            let place = mounts.get(name)?;
+            match path {
+                Some(path) => Some(place.mount_point.join(path.trim_start_matches('/'))),
+                None => place.dir(own),
+            }
+        })
+        .collect();
+    dirs.sort();
+    dirs.dedup();
+    Ok(dirs)
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {

@@ -3,7 +3,8 @@
 //! It reads its spec from a folder of its own below the state, because some values must be changed
 //! first: the root file system made absolute, the OOM score taken over by us, and
 //! `noNewPrivileges: false` left out, which libcontainer takes for "load seccomp after the
-//! capabilities are gone". The container's init is cloned as a sibling of the helper.
+//! capabilities are gone", and the cgroups (see `cgroup_v1`). The container's init is cloned as a
+//! sibling of the helper.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -11,7 +12,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::syscall::syscall::SyscallType;
@@ -19,6 +19,7 @@ use oci_spec::runtime::{LinuxCapabilities, LinuxResources, LinuxSeccomp};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
 
+use super::cgroup_v1::{self, Folders};
 use super::executor::{Confinement, Launch};
 use super::{Call, ChildIo, Facts, Place, Runtime, Target, oom_score};
 use crate::error::{About, Error, Result};
@@ -66,26 +67,62 @@ impl Embedded {
         Ok(builder)
     }
 
-    /// Writes the spec libcontainer is to see.
-    fn adapt(&self) -> Result<PathBuf> {
-        let folder = self.spec_folder();
+    /// Reads the container's own spec and changes what libcontainer must not see.
+    fn adapted(&self) -> Result<Value> {
         let mut spec = read_json(&self.place.bundle.join("config.json"))?;
         let root = Path::new(spec["root"]["path"].as_str().unwrap_or("rootfs"));
         spec["root"]["path"] = json!(self.place.bundle.join(root));
         relax_privileges(&mut spec["process"]);
         oom_score::take_over(&mut spec["process"])?;
-        if spec["linux"]["cgroupsPath"]
-            .as_str()
-            .unwrap_or_default()
-            .is_empty()
-        {
-            spec["linux"]["cgroupsPath"] =
-                json!(format!("/{}/{}", self.place.namespace, self.place.id));
-        }
+        spec["linux"]["cgroupsPath"] = json!(self.cgroup_path());
+        Ok(spec)
+    }
+
+    fn build(&self, spec: &Value, io: ChildIo) -> Result<i32> {
+        let folder = self.spec_folder();
         fs::create_dir_all(&folder).about(folder.display())?;
         let file = folder.join("config.json");
         fs::write(&file, spec.to_string()).about(file.display())?;
-        Ok(folder)
+        let container = self
+            .builder(Launch::default(), io)?
+            .as_init(folder)
+            .with_systemd(false)
+            .with_detach(true)
+            .with_no_pivot(self.options.no_pivot_root)
+            .as_sibling(true)
+            .build()
+            .map_err(chain)?;
+        let pid = container.pid().map(|pid| pid.as_raw());
+        pid.ok_or_else(|| Error::internal("init has no pid"))
+    }
+
+    /// Builds inside cgroups of our own making, then sets their limits: init waits for its start.
+    fn build_v1(&self, mut spec: Value, io: ChildIo, folders: &Folders) -> Result<i32> {
+        folders.make()?;
+        let resources = spec["linux"]
+            .as_object_mut()
+            .and_then(|linux| linux.remove("resources"));
+        let made = folders.within(|| self.build(&spec, io)).and_then(|pid| {
+            if let Some(resources) = resources.filter(|value| !value.is_null()) {
+                self.apply(&typed("resources", &resources)?)?;
+            }
+            Ok(pid)
+        });
+        if made.is_err() {
+            folders.remove()?;
+        }
+        made
+    }
+
+    fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        cgroup_v1::apply(&self.cgroup_path(), &self.place.id, resources)
+    }
+
+    fn cgroup_path(&self) -> String {
+        match self.facts.cgroup_path() {
+            "" => format!("/{}/{}", self.place.namespace, self.place.id),
+            path => path.to_owned(),
+        }
     }
 
     fn load(&self) -> Result<Container> {
@@ -128,26 +165,18 @@ impl Runtime for Embedded {
             ));
         }
         fs::create_dir_all(&self.place.root).about(self.place.root.display())?;
-        let made = self.adapt().and_then(|folder| {
-            self.builder(Launch::default(), io)?
-                .as_init(folder)
-                .with_systemd(false)
-                .with_detach(true)
-                .with_no_pivot(self.options.no_pivot_root)
-                .as_sibling(true)
-                .build()
-                .map_err(chain)
-        });
-        match made {
-            Ok(container) => container
-                .pid()
-                .map(|pid| pid.as_raw())
-                .ok_or(Error::internal("init has no pid")),
-            Err(error) => {
-                let _ = self.forget();
-                Err(error)
+        let made = self.adapted().and_then(|spec| {
+            let folders = Folders::of(&self.cgroup_path())?;
+            if folders.exist() {
+                self.build_v1(spec, io, &folders)
+            } else {
+                self.build(&spec, io)
             }
+        });
+        if made.is_err() {
+            let _ = self.forget();
         }
+        made
     }
 
     fn start(&self) -> Result<()> {
@@ -170,7 +199,7 @@ impl Runtime for Embedded {
         }
         let mut process: Value = serde_json::from_slice(process)
             .map_err(|error| Error::invalid(format!("exec spec is not JSON: {error}")))?;
-        let confine = Some(self.confinement(&mut process)?);
+        let confine = self.confinement(&mut process)?;
         relax_privileges(&mut process);
         oom_score::take_over(&mut process)?;
         // libcontainer wants a file with the process and a container that it saw running.
@@ -183,15 +212,19 @@ impl Runtime for Embedded {
                 .save()
                 .map_err(chain)?;
         }
-        let pid = self
-            .builder(Launch { confine }, io)?
-            .as_tenant()
-            .with_process(Some(format!("/proc/self/fd/{}", file.as_raw_fd())))
-            .with_detach(true)
-            .as_sibling(true)
-            .build()
-            .map_err(chain)?;
-        Ok(pid.as_raw())
+        let run = || {
+            let launch = Launch {
+                confine: Some(confine),
+            };
+            self.builder(launch, io)?
+                .as_tenant()
+                .with_process(Some(format!("/proc/self/fd/{}", file.as_raw_fd())))
+                .with_detach(true)
+                .as_sibling(true)
+                .build()
+                .map_err(chain)
+        };
+        Ok(Folders::of(&self.cgroup_path())?.within(run)?.as_raw())
     }
 
     fn kill(&self, target: &Target, signal: i32, all: bool) -> Result<()> {
@@ -212,22 +245,7 @@ impl Runtime for Embedded {
     fn update(&self, resources: &[u8]) -> Result<()> {
         let resources: LinuxResources = serde_json::from_slice(resources)
             .map_err(|error| Error::invalid(format!("resources: {error}")))?;
-        let cgroup_path = self.load()?.spec().map_err(chain)?.cgroup_path;
-        let config = CgroupConfig {
-            cgroup_path,
-            systemd_cgroup: false,
-            container_name: self.place.id.clone(),
-        };
-        let wanted = ControllerOpt {
-            resources: &resources,
-            disable_oom_killer: false,
-            oom_score_adj: None,
-            freezer_state: None,
-        };
-        create_cgroup_manager(config)
-            .about("cgroup")?
-            .apply(&wanted)
-            .about("update resources")
+        self.apply(&resources)
     }
 
     fn delete(&self) -> Result<()> {
@@ -268,6 +286,10 @@ fn typed<T: serde::de::DeserializeOwned>(what: &str, value: &Value) -> Result<T>
 /// An error with all its causes: libcontainer's outermost ones say little.
 fn chain(error: impl std::error::Error) -> Error {
     let mut text = error.to_string();
+    // It cannot remove cgroups we are in; we do, see `build_v1`.
+    if let Some(end) = text.find(". error during cleanup") {
+        text.truncate(end);
+    }
     let mut cause = error.source();
     while let Some(inner) = cause {
         let line = inner.to_string();

@@ -32,6 +32,7 @@ struct User {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Linux {
+    cgroups_path: String,
     namespaces: Vec<Namespace>,
     uid_mappings: Vec<Mapping>,
     gid_mappings: Vec<Mapping>,
@@ -95,6 +96,11 @@ impl Facts {
             ..self.clone()
         }
         .owner())
+    }
+
+    /// Empty when the spec leaves it to the runtime.
+    pub(crate) fn cgroup_path(&self) -> &str {
+        &self.linux.cgroups_path
     }
 
     /// Whether the kernel ends all processes together with init.

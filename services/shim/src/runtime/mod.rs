@@ -4,6 +4,7 @@
 //! [`Runtime::is_light`] names.
 
 mod binary;
+mod cgroup_v1;
 mod console;
 mod embedded;
 mod executor;
