@@ -260,3 +260,99 @@ pub(crate) fn described(work: &Work) -> (&'static str, String) {
         Work::Collect(_) => ("collect", "garbage".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contracts::operations::Pull;
+    use contracts::transfer::{Access, Auth};
+
+    #[test]
+    fn work_with_credentials_is_never_written_down() {
+        let auth = Auth {
+            username: "u".into(),
+            password: "secret".into(),
+            ..Auth::default()
+        };
+        let access = Access {
+            plain_http: true,
+            auth: Some(auth),
+        };
+        let with = Work::Pull(Pull {
+            access,
+            ..Pull::default()
+        });
+        assert!(journaled(&with).is_none());
+        assert!(journaled(&Work::Pull(Pull::default())).is_some());
+    }
+
+    #[tokio::test]
+    async fn only_work_that_has_not_ended_is_picked_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let work = Work::Pull(Pull::default());
+        let begin = |id: &str| {
+            store.begin(
+                None,
+                OperationId::new(id).unwrap(),
+                journaled(&work),
+                "pull",
+                "x".into(),
+            )
+        };
+        let (first, new) = begin("a").await.unwrap();
+        assert!(new && !begin("a").await.unwrap().1);
+        begin("b").await.unwrap();
+        let ended = Operation {
+            state: State::Done,
+            ..first.operation
+        };
+        store.end(ended, 10).await.unwrap();
+        let left: Vec<_> = store
+            .interrupted()
+            .unwrap()
+            .into_iter()
+            .map(|record| record.operation.id.to_string())
+            .collect();
+        assert_eq!(left, ["b"]);
+        assert_eq!(
+            store
+                .resumed(OperationId::new("b").unwrap())
+                .await
+                .unwrap()
+                .operation
+                .resumed,
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn old_ended_work_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for i in 0..5 {
+            let id = OperationId::new(format!("op{i}")).unwrap();
+            let (record, _) = store
+                .begin(None, id, None, "collect", "garbage".into())
+                .await
+                .unwrap();
+            store
+                .end(
+                    Operation {
+                        state: State::Done,
+                        ..record.operation
+                    },
+                    2,
+                )
+                .await
+                .unwrap();
+        }
+        let left = store.list(None, &List::default()).unwrap().items;
+        assert_eq!(
+            left.iter()
+                .map(|operation| operation.id.as_str())
+                .collect::<Vec<_>>(),
+            ["op4", "op3"]
+        );
+    }
+}

@@ -90,10 +90,16 @@ pub(super) async fn documents(
         shallow,
     };
     let mut shallow = run.call(plan(true)).await?;
-    if shallow.config == shallow.manifest {
-        // The index is here and the manifest that it chose is not.
+    while shallow.config == shallow.manifest {
+        // The index is here and what it chose, a manifest or one more index, is not.
         blob(run, source, &shallow.manifest).await?;
-        shallow = run.call(plan(true)).await?;
+        shallow = run
+            .bus
+            .call(
+                &run.ctx().step(shallow.manifest.digest.as_str()),
+                plan(true),
+            )
+            .await?;
     }
     if shallow.config_json.is_empty() {
         blob(run, source, &shallow.config).await?;

@@ -224,13 +224,42 @@ async fn both<T>(
     futures_util::try_join!(fetch, extract).map(|((), extracted)| extracted)
 }
 
+/// How often a layer is extracted anew because a plugin died meanwhile.
+const TRIES: u32 = 3;
+
+/// Extracts a layer into a fresh snapshot. What a dead plugin left half extracted is discarded, never gone on with.
 async fn extract(
     run: &Run,
     driver: &str,
     step: &Step<'_>,
     parent: Option<SnapshotKey>,
 ) -> Result<Extracted> {
-    let key = SnapshotKey::new(format!("{}{} {}", prefix(run), run.attempt, step.name))?;
+    let mut tries = 0;
+    loop {
+        match extract_once(run, driver, step, parent.clone(), tries).await {
+            Err(error)
+                if error.is(Code::Unavailable) && error.plugin.is_some() && tries < TRIES =>
+            {
+                tries += 1
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn extract_once(
+    run: &Run,
+    driver: &str,
+    step: &Step<'_>,
+    parent: Option<SnapshotKey>,
+    tries: u32,
+) -> Result<Extracted> {
+    let key = SnapshotKey::new(format!(
+        "{}{}.{tries} {}",
+        prefix(run),
+        run.attempt,
+        step.name
+    ))?;
     let labels = if parent.is_none() {
         Labels::from([(REBASE.to_owned(), "true".to_owned())])
     } else {

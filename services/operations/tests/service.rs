@@ -1,0 +1,257 @@
+//! Operations over the in-process bus, with fakes for everybody who does the steps.
+
+use bus::testing::{Fake, LocalBus, LocalNode};
+use bus::{Bus, Ctx};
+use contracts::containers::Containers;
+use contracts::content::Content;
+use contracts::diff::Diff;
+use contracts::events::{Append, Events};
+use contracts::gc::{Collected, Gc};
+use contracts::images::Images;
+use contracts::leases::{Create, Delete, Lease, Leases};
+use contracts::namespaces::Namespaces;
+use contracts::operations::{
+    Cancel, Collect, Get, List, Operation, Outcome, Pull, Start, State, Watch, Work,
+};
+use contracts::snapshots::{List as Snapshots_, Snapshots};
+use contracts::tasks::Tasks;
+use contracts::transfer::{Resolve, Transfer};
+use contracts::{Code, Error, Labels, Namespace, OperationId, Page, Paging, Result, Timestamp};
+use futures_util::StreamExt;
+use std::{cell::RefCell, rc::Rc};
+
+/// What the fakes were asked, in order.
+type Asked = Rc<RefCell<Vec<String>>>;
+
+fn node(dir: &tempfile::TempDir, asked: &Asked) -> Result<LocalNode> {
+    let said = |word: &'static str| {
+        let asked = asked.clone();
+        move || asked.borrow_mut().push(word.to_owned())
+    };
+    let (collect, create, delete, resolve) = (
+        said("collect"),
+        said("hold"),
+        said("release"),
+        said("resolve"),
+    );
+    let leases = Fake::<Leases>::new("local")
+        .on(move |_, wanted: Create| {
+            create();
+            let id = wanted
+                .id
+                .ok_or_else(|| Error::internal("an operation names its lease"))?;
+            Ok(Lease {
+                id,
+                labels: Labels::new(),
+                created_at: Timestamp(1),
+                expires_at: None,
+            })
+        })
+        .on(move |_, _: Delete| {
+            delete();
+            Ok(())
+        });
+    let transfer = Fake::<Transfer>::new("local").on(move |_, _: Resolve| {
+        resolve();
+        Err(Error::unauthenticated(
+            "registry r:5000: user u: wrong password",
+        ))
+    });
+    let gc = Fake::<Gc>::new("local").on(move |_, _: contracts::gc::Collect| {
+        collect();
+        Ok(Collected {
+            total: 3,
+            ..Collected::default()
+        })
+    });
+    LocalBus::new()
+        .fake(Fake::<Events>::new("log").on(|_, append: Append| Ok(append.first)))
+        .fake(leases)
+        .fake(Fake::<Namespaces>::new("local"))
+        .fake(Fake::<Content>::new("local"))
+        .fake(Fake::<Snapshots>::new("overlayfs").on(|_, _: Snapshots_| {
+            Ok(Page {
+                items: Vec::new(),
+                next: String::new(),
+                version: 1,
+            })
+        }))
+        .fake(Fake::<Diff>::new("local"))
+        .fake(Fake::<Images>::new("local"))
+        .fake(transfer)
+        .fake(Fake::<Containers>::new("local"))
+        .fake(Fake::<Tasks>::new("local"))
+        .fake(gc)
+        .plugin(operations::plugin())
+        .start(dir.path())
+}
+
+fn ctx() -> Ctx {
+    Ctx::new(Some(Namespace::new("test").unwrap()))
+}
+
+async fn ended(bus: &Bus, id: &OperationId) -> Operation {
+    let shown = bus.open(&ctx(), Watch { id: id.clone() }).await.unwrap();
+    shown
+        .map(|item| item.unwrap())
+        .collect::<Vec<_>>()
+        .await
+        .pop()
+        .unwrap()
+}
+
+#[actix_rt::test]
+async fn the_same_request_begins_once_and_its_end_is_kept() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Asked::default());
+    let mut node = node(&dir, &asked).unwrap();
+    let (bus, once) = (node.bus(), ctx());
+    let start = || Start {
+        work: Work::Collect(Collect {}),
+    };
+    let first = bus.call(&once, start()).await.unwrap();
+    let again = bus.call(&once, start()).await.unwrap();
+    assert_eq!((&first.id, first.kind.as_str()), (&again.id, "collect"));
+    let end = ended(&bus, &first.id).await;
+    assert_eq!(end.state, State::Done);
+    assert!(matches!(
+        end.result,
+        Some(Outcome::Collected(Collected { total: 3, .. }))
+    ));
+    node.restart("operations/local").await.unwrap();
+    assert_eq!(
+        bus.call(&once, start()).await.unwrap().state,
+        State::Done,
+        "also after a restart"
+    );
+    assert_eq!(
+        bus.call(
+            &ctx(),
+            Get {
+                id: first.id.clone()
+            }
+        )
+        .await
+        .unwrap()
+        .result,
+        end.result
+    );
+    assert_eq!(*asked.borrow(), ["collect"]);
+}
+
+#[actix_rt::test]
+async fn a_failed_step_ends_the_work_with_its_error_and_lets_go_of_the_lease() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Asked::default());
+    let bus = node(&dir, &asked).unwrap().bus();
+    let pull = Pull {
+        reference: "r:5000/a/b:1".into(),
+        ..Pull::default()
+    };
+    let begun = bus
+        .call(
+            &ctx(),
+            Start {
+                work: Work::Pull(pull),
+            },
+        )
+        .await
+        .unwrap();
+    let end = ended(&bus, &begun.id).await;
+    assert_eq!(
+        (end.state, end.error.unwrap().code),
+        (State::Failed, Code::Unauthenticated)
+    );
+    assert_eq!(*asked.borrow(), ["hold", "resolve", "release"]);
+    let cancelled = bus.call(&ctx(), Cancel { id: begun.id }).await.unwrap();
+    assert_eq!(
+        cancelled.state,
+        State::Failed,
+        "an ended operation stays as it is"
+    );
+}
+
+#[actix_rt::test]
+async fn operations_are_listed_newest_first_by_state_and_namespace() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Asked::default());
+    let bus = node(&dir, &asked).unwrap().bus();
+    let good = bus
+        .call(
+            &ctx(),
+            Start {
+                work: Work::Collect(Collect {}),
+            },
+        )
+        .await
+        .unwrap();
+    ended(&bus, &good.id).await;
+    let bad = bus
+        .call(
+            &ctx(),
+            Start {
+                work: Work::Pull(Pull {
+                    reference: "x".into(),
+                    ..Pull::default()
+                }),
+            },
+        )
+        .await
+        .unwrap();
+    ended(&bus, &bad.id).await;
+    let ids = |page: Page<Operation>| {
+        page.items
+            .into_iter()
+            .map(|operation| operation.id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        ids(bus.call(&ctx(), List::default()).await.unwrap()),
+        [bad.id.clone(), good.id.clone()]
+    );
+    let failed = Paging {
+        filters: vec!["state==failed".into()],
+        ..Paging::default()
+    };
+    assert_eq!(
+        ids(bus.call(&ctx(), List { paging: failed }).await.unwrap()),
+        [bad.id.clone()]
+    );
+    let one = Paging {
+        limit: 1,
+        ..Paging::default()
+    };
+    let first = bus
+        .call(
+            &ctx(),
+            List {
+                paging: one.clone(),
+            },
+        )
+        .await
+        .unwrap();
+    let second = bus
+        .call(
+            &ctx(),
+            List {
+                paging: Paging {
+                    token: first.next.clone(),
+                    ..one
+                },
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!(ids(second), [good.id]);
+    let elsewhere = Ctx::new(Some(Namespace::new("other").unwrap()));
+    assert!(ids(bus.call(&elsewhere, List::default()).await.unwrap()).is_empty());
+    assert_eq!(
+        bus.call(
+            &ctx(),
+            Get {
+                id: OperationId::new("none").unwrap()
+            }
+        )
+        .await
+        .unwrap_err()
+        .code,
+        Code::NotFound
+    );
+}
