@@ -37,6 +37,16 @@ impl Cgroup {
         Ok(Self { dirs })
     }
 
+    /// The cgroups a container at `path` will have, without those that somebody has already.
+    pub(crate) fn to_come(path: &str) -> Self {
+        let mut dirs = controllers_v1(Some(path)).unwrap_or_default();
+        if dirs.is_empty() {
+            dirs.push(Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/')));
+        }
+        dirs.retain(|dir| !path.contains("..") && !dir.exists());
+        Self::at(dirs)
+    }
+
     /// Cgroups at known places, for killing and removing.
     pub(crate) fn at(dirs: Vec<PathBuf>) -> Self {
         let named = |dir: PathBuf| (dir.display().to_string(), dir);

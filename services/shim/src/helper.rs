@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::timeout;
@@ -83,6 +84,8 @@ fn in_child(fds: &[RawFd], answer: OwnedFd, work: impl FnOnce() -> Result<i32>) 
     keep.push(answer.as_raw_fd());
     sys::close_all_but(&keep);
     sys::fresh_signals();
+    // What we do is of no use to anybody once the shim is gone; `delete` takes over then.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let mut notes = memfd_create("notes", MemfdFlags::CLOEXEC)
         .map(File::from)
         .ok();

@@ -1,6 +1,6 @@
 //! Create, start, exec and delete: everything that makes or ends a process record.
 
-use std::os::fd::RawFd;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,72 +18,130 @@ use crate::record::{Record, unseen};
 use crate::rootfs::{self, Mount};
 use crate::runtime::{self, Call, Facts, Place, Runtime};
 use crate::shim::{Container, Shim};
-use crate::stdio::{Owner, Stdio};
+use crate::stdio::{Io, Owner, Stdio};
 use crate::sys;
 
 /// How long Delete waits for stragglers that still hold a stream.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What a `Create` request comes to, before anything is done.
+struct Plan {
+    runtime: Arc<dyn Runtime>,
+    facts: Facts,
+    record: Record,
+    mounts: Vec<Mount>,
+    stdio: Stdio,
+}
 
 impl Shim {
     /// Makes the container; returns the pid of its waiting init.
     pub(crate) async fn create(self: &Arc<Self>, request: CreateTaskRequest) -> Result<i32> {
         let _turn = self.turn.lock().await;
         self.refuse(&request)?;
+        let mut plan = self.plan(&request)?;
+        // Known before anything is done, so that `delete` finds it should we be killed meanwhile.
+        plan.record.save(&self.bundle)?;
+        let birth = self.children.birth();
+        let made = self.build(&plan).await;
+        let (pid, io) = made.inspect_err(|_| Record::remove(&self.bundle))?;
+        plan.record.pid = pid;
+        plan.record.cgroup = Cgroup::of(pid).unwrap_or(plan.record.cgroup);
+        if let Err(error) = plan.record.save(&self.bundle) {
+            let _ = sys::kill(pid, nix::libc::SIGKILL);
+            self.vanish(plan.runtime, plan.record.cgroup, plan.mounts.len())
+                .await?;
+            return Err(error);
+        }
+        self.adopt(plan, io, request, birth.early_exit(pid));
+        Ok(pid)
+    }
+
+    fn plan(&self, request: &CreateTaskRequest) -> Result<Plan> {
         let options = Options::decode(request.options.as_ref())?;
         let facts = Facts::read(&self.bundle)?;
-        let root = self.state_root(&options);
-        let stdio = Stdio {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
+        let root = match options.root.as_os_str().is_empty() {
+            true => default_root(&self.bundle),
+            false => options.root.clone(),
         };
-        let mounts: Vec<Mount> = request.rootfs.iter().map(mount).collect();
-        let runtime: Arc<dyn Runtime> =
-            runtime::choose(self.place(root.clone()), options.clone(), &facts).into();
-        let (child, prepared) = stdio.prepare(&self.owner(pipe_owner(&options, facts.owner())))?;
-        let birth = self.children.birth();
-        let made = {
-            let (runtime, rootfs, mounts) = (runtime.clone(), self.rootfs(), mounts.clone());
-            let fds: Vec<RawFd> = child.fds();
-            helper::run(&self.children, &fds, move || {
-                rootfs::mount_all(&mounts, &rootfs)?;
-                runtime
-                    .create(child)
-                    .inspect_err(|_| rootfs::unmount_all(&rootfs, mounts.len()))
-            })
-            .await
+        let place = Place {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            root: root.clone(),
         };
-        let pid = made?;
-        let mut init = Process::new("", stdio);
-        init.pid = pid;
-        init.io = Some(prepared.finish()?);
-        let cgroup = Cgroup::of(pid).unwrap_or_default();
-        let record = Record {
-            pid,
-            options,
-            root,
-            cgroup,
-            exit: None,
-        };
-        record.save(&self.bundle)?;
-        oom::watch(self, &record.cgroup);
-        let execs = Default::default();
-        let mut container = Container {
-            runtime,
+        let cgroup = Cgroup::to_come(&facts.cgroup_path_or(&self.namespace, &self.id));
+        Ok(Plan {
+            runtime: runtime::choose(place, options.clone(), &facts).into(),
+            record: Record {
+                pid: 0,
+                options,
+                root,
+                cgroup,
+                exit: None,
+            },
+            mounts: request.rootfs.iter().map(mount).collect(),
+            stdio: Stdio {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+            },
             facts,
-            record,
-            mounts: mounts.len(),
+        })
+    }
+
+    /// Mounts and makes the container in a helper; returns the pid of init and our side of its stdio.
+    async fn build(&self, plan: &Plan) -> Result<(i32, Io)> {
+        let user = pipe_owner(&plan.record.options, plan.facts.owner());
+        let (child, prepared) = plan.stdio.prepare(&self.owner(user))?;
+        let fds = child.fds();
+        let (runtime, mounts) = (plan.runtime.clone(), plan.mounts.clone());
+        let rootfs = self.rootfs();
+        let work = move || {
+            rootfs::mount_all(&mounts, &rootfs)?;
+            let made = runtime.create(child);
+            made.inspect_err(|_| rootfs::unmount_all(&rootfs, mounts.len()))
+        };
+        let pid = helper::run(&self.children, &fds, work).await?;
+        match prepared.finish() {
+            Ok(io) => Ok((pid, io)),
+            Err(error) => {
+                let _ = sys::kill(pid, nix::libc::SIGKILL);
+                let cgroup = plan.record.cgroup.clone();
+                self.vanish(plan.runtime.clone(), cgroup, plan.mounts.len())
+                    .await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// The container is there from now on.
+    fn adopt(
+        self: &Arc<Self>,
+        plan: Plan,
+        io: Io,
+        request: CreateTaskRequest,
+        early: Option<Exit>,
+    ) {
+        let mut init = Process::new("", plan.stdio);
+        init.pid = plan.record.pid;
+        init.io = Some(io);
+        oom::watch(self, &plan.record.cgroup);
+        self.events
+            .create(&self.id, &self.bundle, request, init.pid);
+        let mut container = Container {
+            runtime: plan.runtime,
+            facts: plan.facts,
+            record: plan.record,
+            mounts: plan.mounts.len(),
             paused: false,
             init,
-            execs,
+            execs: HashMap::new(),
         };
-        self.events.create(&self.id, &self.bundle, request, pid);
-        if let Some(exit) = birth.early_exit(pid) {
+        if let Some(exit) = early {
             self.ended(&mut container, "", exit);
         }
         *self.lock() = Some(container);
-        Ok(pid)
     }
 
     fn refuse(&self, request: &CreateTaskRequest) -> Result<()> {
@@ -154,7 +212,9 @@ impl Shim {
         let fds = child.fds();
         let work = move || runtime.exec(&spec, child);
         let pid = helper::run(&self.children, &fds, work).await?;
-        let io = prepared.finish()?;
+        let io = prepared.finish().inspect_err(|_| {
+            let _ = sys::kill(pid, nix::libc::SIGKILL);
+        })?;
         self.with_process(id, exec_id, |process| {
             process.pid = pid;
             process.io = Some(io);
@@ -303,23 +363,6 @@ impl Shim {
 
     fn rootfs(&self) -> PathBuf {
         self.bundle.join("rootfs")
-    }
-
-    fn state_root(&self, options: &Options) -> PathBuf {
-        if options.root.as_os_str().is_empty() {
-            default_root(&self.bundle)
-        } else {
-            options.root.clone()
-        }
-    }
-
-    fn place(&self, root: PathBuf) -> Place {
-        Place {
-            namespace: self.namespace.clone(),
-            id: self.id.clone(),
-            bundle: self.bundle.clone(),
-            root,
-        }
     }
 
     fn owner(&self, user: (u32, u32)) -> Owner<'_> {

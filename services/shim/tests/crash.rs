@@ -59,6 +59,38 @@ async fn delete_cleans_up_after_a_shim_that_was_killed() -> Outcome {
 }
 
 #[tokio::test]
+async fn delete_cleans_up_after_a_shim_that_was_killed_while_it_created() -> Outcome {
+    let hook = serde_json::json!([{ "path": "/bin/sleep", "args": ["sleep", "1000"] }]);
+    let shim = Setup::default()
+        .with(|spec| spec["hooks"] = serde_json::json!({ "createContainer": hook }))
+        .start()
+        .await?;
+    let (caller, request) = (shim.connect().await?, shim.request());
+    let call = tokio::spawn(async move { caller.create(bound(), &request).await });
+    let inside = || -> Vec<i32> {
+        let v1 = fs::read_to_string(shim.cgroup_file("pids", "cgroup.procs"));
+        v1.unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.parse().ok())
+            .collect()
+    };
+    let sleeps = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+    };
+    until("the hook runs", || inside().iter().any(sleeps)).await?;
+    let pids = inside();
+    let server = shim.server_pid().ok_or("no shim.pid")?;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(server),
+        nix::sys::signal::SIGKILL,
+    )?;
+    assert!(call.await?.is_err());
+    shim.cleanup()?;
+    until("all of it is gone", || !pids.iter().any(|pid| alive(*pid))).await?;
+    shim.gone().await
+}
+
+#[tokio::test]
 async fn delete_reports_the_exit_the_killed_shim_had_seen() -> Outcome {
     let shim = Setup::sh("exit 6").start().await?;
     shim.up().await?;

@@ -197,6 +197,40 @@ async fn the_life_of_true_in_milliseconds() -> Outcome {
 
 #[tokio::test]
 #[ignore = "prints figures"]
+async fn an_exec_of_true_in_milliseconds() -> Outcome {
+    for runtime in ["", "runc"] {
+        let shim = Setup::run(&["sleep", "1000"]).on(runtime).start().await?;
+        shim.up().await?;
+        let mut times = Vec::new();
+        for round in 0..20 {
+            let name = format!("e{round}");
+            let start = Instant::now();
+            shim.exec(&name, &["true"], |_| {}).await?;
+            shim.go_exec(&name).await?;
+            shim.wait_exec(&name).await?;
+            shim.delete_exec(&name).await?;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        println!(
+            "exec with {:12} median {:?}",
+            if runtime.is_empty() {
+                "embedded"
+            } else {
+                runtime
+            },
+            times[10]
+        );
+        shim.kill(9, true).await?;
+        shim.wait().await?;
+        shim.delete().await?;
+        shim.gone().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "prints figures"]
 async fn the_memory_of_a_shim_with_a_running_container() -> Outcome {
     let shim = Setup::run(&["sleep", "1000"]).start().await?;
     shim.up().await?;

@@ -230,3 +230,35 @@ fn a_socket_folder_that_others_can_enter_is_refused() -> Outcome {
     assert_eq!(fs::read_dir(folder.path())?.count(), 0);
     Ok(())
 }
+
+#[test]
+fn a_deep_bundle_needs_a_socket_elsewhere() -> Outcome {
+    let folder = tempfile::tempdir()?;
+    let bundle = folder.path().join("x".repeat(120));
+    fs::create_dir(&bundle)?;
+    let output = shim_command("deep", &bundle, "start").output()?;
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("-socket"));
+    let socket = folder.path().join("made-for-it/s");
+    let start = |action: &str| {
+        shim_command("deep", &bundle, action)
+            .arg("-socket")
+            .arg(&socket)
+            .output()
+    };
+    let output = start("start")?;
+    assert_eq!(
+        String::from_utf8(output.stdout)?,
+        format!("unix://{}", socket.display())
+    );
+    assert_eq!(
+        fs::metadata(folder.path().join("made-for-it"))?
+            .permissions()
+            .mode()
+            & 0o777,
+        0o700
+    );
+    assert!(start("delete")?.status.success());
+    assert!(!socket.exists());
+    Ok(())
+}

@@ -172,3 +172,94 @@ async fn the_mounts_of_a_container_are_not_seen_on_the_host() -> Outcome {
     shim.delete().await?;
     shim.gone().await
 }
+
+#[tokio::test]
+async fn a_container_that_is_shown_its_cgroups_finds_itself_there() -> Outcome {
+    if !fs::exists("/sys/fs/cgroup/pids")? {
+        return Ok(()); // a host of version 2 shows one hierarchy, by another way
+    }
+    let shim = Setup::sh("cat /sys/fs/cgroup/pids/cgroup.procs; grep pids /proc/self/cgroup")
+        .with(|spec| {
+            let mount = json!({ "destination": "/sys/fs/cgroup", "type": "cgroup",
+                "source": "cgroup", "options": ["nosuid", "noexec", "nodev", "ro"] });
+            spec["mounts"].as_array_mut().unwrap().push(mount);
+        })
+        .start()
+        .await?;
+    shim.up().await?;
+    assert_eq!(
+        shim.wait().await?,
+        0,
+        "{}",
+        String::from_utf8_lossy(&shim.logged("stderr"))
+    );
+    assert!(shim.out().starts_with("1\n"), "{}", shim.out());
+    assert!(shim.out().contains(&shim.id), "{}", shim.out());
+    shim.delete().await?;
+    shim.gone().await
+}
+
+#[tokio::test]
+async fn a_limit_of_one_process_leaves_room_for_that_one() -> Outcome {
+    let shim = Setup::sh("echo alone; true & wait")
+        .with(|spec| spec["linux"]["resources"]["pids"] = json!({ "limit": 1 }))
+        .start()
+        .await?;
+    shim.up().await?;
+    assert_ne!(shim.wait().await?, 0, "it may not fork");
+    assert_eq!(shim.out(), "alone\n");
+    shim.delete().await?;
+    shim.gone().await
+}
+
+#[tokio::test]
+async fn a_cgroup_somebody_lives_in_is_not_taken() -> Outcome {
+    let first = Setup::run(&["sleep", "1000"]).start().await?;
+    first.up().await?;
+    let path = format!("/{}", first.id);
+    let second = Setup::default()
+        .with(|spec| spec["linux"]["cgroupsPath"] = json!(path))
+        .start()
+        .await?;
+    if fs::exists("/sys/fs/cgroup/pids")? {
+        let error = second.create().await.unwrap_err();
+        assert_eq!(code(&error), ttrpc::Code::FAILED_PRECONDITION, "{error}");
+    }
+    second.gone().await?;
+    first.kill(9, false).await?;
+    first.wait().await?;
+    first.delete().await?;
+    first.gone().await
+}
+
+#[tokio::test]
+async fn hooks_run_in_their_order() -> Outcome {
+    for runtime in ["", "runc"] {
+        let folder = tempfile::tempdir()?;
+        let trace = folder.path().join("trace");
+        let hook = |name: &str| {
+            let script = format!("grep -q ociVersion && echo {name} >> {}", trace.display());
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"] }])
+        };
+        let hooks = json!({
+            "createRuntime": hook("create"),
+            "poststart": hook("started"),
+            "poststop": hook("stopped"),
+        });
+        let shim = Setup::default()
+            .on(runtime)
+            .with(|spec| spec["hooks"] = hooks)
+            .start()
+            .await?;
+        shim.up().await?;
+        assert_eq!(shim.wait().await?, 0);
+        shim.delete().await?;
+        assert_eq!(
+            fs::read_to_string(&trace)?,
+            "create\nstarted\nstopped\n",
+            "{runtime}"
+        );
+        shim.gone().await?;
+    }
+    Ok(())
+}

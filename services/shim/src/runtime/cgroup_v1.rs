@@ -7,13 +7,13 @@
 //! born there, and the helper leaves again. What libcontainer then writes goes to `/dev/null`, which the
 //! helper has mounted over each `cgroup.procs`, in a mount namespace of its own.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
 
 use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use oci_spec::runtime::LinuxResources;
-use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::cgroup::{Cgroup, controllers_v1};
 use crate::error::{About, Error, Result};
@@ -80,8 +80,24 @@ impl Folders {
         for folder in &self.theirs {
             let file = folder.join("cgroup.procs");
             mount_bind("/dev/null", &file).about(file.display())?;
-            // A container that is shown its cgroups gets a recursive bind of them: without this one.
-            mount_change(&file, MountPropagationFlags::UNBINDABLE).about(file.display())?;
+        }
+        Ok(())
+    }
+
+    /// Takes `/dev/null` away again where the container's own mounts caught it: one that is shown its
+    /// cgroups gets a recursive bind of them. Leaves this process in the container's mount namespace.
+    pub(super) fn reveal(&self, pid: i32) -> Result<()> {
+        let mounts =
+            fs::read_to_string(format!("/proc/{pid}/mountinfo")).about("mounts of init")?;
+        let hidden = hidden_files(&mounts);
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        let place = File::open(format!("/proc/{pid}/ns/mnt")).about("mount namespace of init")?;
+        setns(place, CloneFlags::CLONE_NEWNS).about("mount namespace of init")?;
+        for file in hidden {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            unmount(file, flags).about(format_args!("show {file}"))?;
         }
         Ok(())
     }
@@ -91,6 +107,16 @@ impl Folders {
             .destroy()
             .about("remove the cgroups")
     }
+}
+
+/// Where a mount table has the file `/null` over a `cgroup.procs`.
+fn hidden_files(mountinfo: &str) -> Vec<&str> {
+    let places = mountinfo.lines().filter_map(|line| {
+        let mut words = line.split(' ').skip(3);
+        let (root, place) = (words.next()?, words.next()?);
+        (root.ends_with("/null") && place.ends_with("/cgroup.procs")).then_some(place)
+    });
+    places.collect()
 }
 
 fn enter(folders: &[PathBuf]) -> Result<()> {

@@ -108,10 +108,17 @@ impl Embedded {
             }
             Ok(pid)
         });
-        if made.is_err() {
-            folders.remove()?;
+        match made {
+            Ok(pid) => {
+                // Without it the container sees an empty list of processes, which is no harm.
+                let _ = folders.reveal(pid);
+                Ok(pid)
+            }
+            Err(error) => {
+                folders.remove()?;
+                Err(error)
+            }
         }
-        made
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<()> {
@@ -119,10 +126,8 @@ impl Embedded {
     }
 
     fn cgroup_path(&self) -> String {
-        match self.facts.cgroup_path() {
-            "" => format!("/{}/{}", self.place.namespace, self.place.id),
-            path => path.to_owned(),
-        }
+        self.facts
+            .cgroup_path_or(&self.place.namespace, &self.place.id)
     }
 
     fn load(&self) -> Result<Container> {
@@ -167,7 +172,8 @@ impl Runtime for Embedded {
         fs::create_dir_all(&self.place.root).about(self.place.root.display())?;
         let made = self.adapted().and_then(|spec| {
             let folders = Folders::of(&self.cgroup_path())?;
-            if folders.exist() {
+            // Hooks of the runtime must not be born into the container's cgroups.
+            if folders.exist() && !self.facts.has_create_hooks() {
                 self.build_v1(spec, io, &folders)
             } else {
                 self.build(&spec, io)

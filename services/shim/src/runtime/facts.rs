@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::error::{Error, Result};
 
@@ -11,14 +11,25 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub(crate) struct Facts {
+    #[serde(deserialize_with = "lenient")]
     process: Process,
+    #[serde(deserialize_with = "lenient")]
     linux: Linux,
+    #[serde(deserialize_with = "lenient")]
     hooks: Hooks,
+}
+
+/// Go writes `null` for what is empty.
+fn lenient<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    from: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Process {
+    #[serde(deserialize_with = "lenient")]
     user: User,
 }
 
@@ -32,9 +43,13 @@ struct User {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Linux {
+    #[serde(deserialize_with = "lenient")]
     cgroups_path: String,
+    #[serde(deserialize_with = "lenient")]
     namespaces: Vec<Namespace>,
+    #[serde(deserialize_with = "lenient")]
     uid_mappings: Vec<Mapping>,
+    #[serde(deserialize_with = "lenient")]
     gid_mappings: Vec<Mapping>,
 }
 
@@ -56,9 +71,15 @@ struct Mapping {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Hooks {
+    #[serde(deserialize_with = "lenient")]
+    prestart: Vec<serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "lenient")]
+    create_runtime: Vec<serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "lenient")]
     poststart: Vec<serde::de::IgnoredAny>,
+    #[serde(deserialize_with = "lenient")]
     poststop: Vec<serde::de::IgnoredAny>,
 }
 
@@ -98,9 +119,12 @@ impl Facts {
         .owner())
     }
 
-    /// Empty when the spec leaves it to the runtime.
-    pub(crate) fn cgroup_path(&self) -> &str {
-        &self.linux.cgroups_path
+    /// The spec's `cgroupsPath`, or `/namespace/id` when it leaves that to the runtime.
+    pub(crate) fn cgroup_path_or(&self, namespace: &str, id: &str) -> String {
+        match self.linux.cgroups_path.as_str() {
+            "" => format!("/{namespace}/{id}"),
+            path => path.to_owned(),
+        }
     }
 
     /// Whether the kernel ends all processes together with init.
@@ -113,6 +137,11 @@ impl Facts {
 
     pub(crate) fn has_user_namespace(&self) -> bool {
         self.linux.namespaces.iter().any(|ns| ns.r#type == "user")
+    }
+
+    /// Hooks that the runtime itself runs while it makes the container.
+    pub(crate) fn has_create_hooks(&self) -> bool {
+        !self.hooks.prestart.is_empty() || !self.hooks.create_runtime.is_empty()
     }
 
     pub(crate) fn has_poststart(&self) -> bool {
@@ -135,6 +164,17 @@ fn mapped(mappings: &[Mapping], id: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_and_null_are_the_same() {
+        let text = r#"{"process":{"user":null},"linux":{"namespaces":null},"hooks":null}"#;
+        let facts: Facts = serde_json::from_str(text).expect("parses");
+        assert_eq!(
+            (facts.owner(), facts.cgroup_path_or("n", "i")),
+            ((0, 0), "/n/i".into())
+        );
+        assert!(!facts.has_poststart() && !facts.dies_with_init());
+    }
 
     #[test]
     fn a_user_inside_a_user_namespace_is_mapped_to_the_host() {
