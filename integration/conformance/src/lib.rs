@@ -3,4 +3,5 @@
 //! A suite is given a handle of the bus and, where several plugins answer a contract, the name of one. It panics at the
 //! promise that is broken. It must not know how a plugin is built, nor look into its folders.
 
+pub mod content;
 pub mod snapshots;

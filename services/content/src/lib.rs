@@ -1,1 +1,61 @@
-//! content
+//! The content store: immutable blobs found by digest, and the ingests that become blobs.
+//!
+//! ```text
+//! content/
+//!   blobs/<algorithm>/<hex>        the bytes, mode 0444; shared by all namespaces that have a record of them
+//!   ingests/<sha256 of namespace and ref>/
+//!     about.json                   whose write it is and what it is meant to become
+//!     data                         what arrived so far; its length is the offset
+//!   content.redb                   who may see which blob, with which labels
+//! ```
+//!
+//! A blob is visible when its record is committed, and its bytes are on disk before that. Bytes go after the last
+//! record went. Names of callers never become paths: refs are hashed, digests are checked hex.
+//!
+//! From the outside in:
+//!
+//! | file | what it knows |
+//! |---|---|
+//! | `service.rs`, `collecting.rs` | the actor: the contracts `content` and `collect` |
+//! | `store.rs` | records, and the order in which record and bytes come and go |
+//! | `follow.rs` | a stream that grows with an ingest |
+//! | `sweep.rs`, `collect.rs`, `references.rs` | roots and removal · generations, marks, stamps · labels that refer |
+//! | `ingests.rs`, `ingest.rs`, `writer.rs` | all unfinished writes · one of them · the thread that reads its pipe |
+//! | `blobs.rs`, `hasher.rs` | files of committed bytes · the three digest algorithms |
+//!
+//! Must not know: what a blob means (manifest, layer, …), and who wants it.
+
+mod blobs;
+mod collect;
+mod collecting;
+mod config;
+mod error;
+mod follow;
+mod hasher;
+mod ingest;
+mod ingests;
+mod references;
+mod service;
+mod store;
+mod sweep;
+mod writer;
+
+pub use config::{Config, Policy};
+
+use bus::{Boot, Registration};
+use contracts::{
+    collect::Collect, content::Content, events::Events, leases::Leases, plugin::Privileges,
+};
+
+/// Registers `content/local`.
+pub fn plugin() -> Registration {
+    Registration::new::<Content>("local")
+        .also::<Collect>()
+        .requires::<Events>()
+        .requires::<Leases>()
+        .privileges(Privileges::NONE)
+        .start(service::routes, |boot: Boot<Config>| {
+            let store = store::Store::open(boot.root(), &boot.config)?;
+            Ok(service::ContentService::new(store, boot.bus))
+        })
+}
