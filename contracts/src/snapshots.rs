@@ -25,6 +25,13 @@ service! {
     }
 }
 
+/// Label of a snapshot that is prepared without a parent and gets one at commit: `true`. Read by [`Prepare`] alone.
+///
+/// Drivers with [`DriverInfo::rebase`] answer such a snapshot with a writable overlay mount even though nothing is below
+/// it yet, so that deletions are written into its upper directory as overlay wants them. Others ignore it. The bottom
+/// layer does without it: deletions there have nothing to hide.
+pub const REBASE: &str = "gantry.io/rebase";
+
 /// What a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -106,7 +113,8 @@ pub struct Mounts {
 
 /// Turns the active snapshot `key` into the committed snapshot `name`; the key is then free.
 ///
-/// Its files are on disk when this returns. Errors: `AlreadyExists` for the name; `NotFound` for key or parent;
+/// Its record and directory are on disk when this returns; so are its files when whoever wrote them brought them there
+/// before, see `diff.sync`. Errors: `AlreadyExists` for the name; `NotFound` for key or parent;
 /// `FailedPrecondition` when `key` is not active; `InvalidArgument` for `parent` when the driver cannot rebase or the
 /// snapshot has another parent already.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,13 +2,10 @@
 
 use crate::error::Result;
 use crate::folders::Folders;
-use contracts::snapshots::SnapshotKind;
+use contracts::snapshots::{REBASE, SnapshotKind};
 use contracts::{Labels, Mount};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-
-/// Label of a snapshot whose parent is set at commit: `true`. Read when the snapshot is prepared, and never again.
-pub const REBASE: &str = "gantry.io/rebase";
 
 /// Whether the labels ask for a parent at commit.
 pub(crate) fn wants_rebase(labels: &Labels) -> bool {

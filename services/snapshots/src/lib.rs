@@ -16,10 +16,10 @@
 //! Order makes it safe without more than one fsync: a directory is made before its record and goes after it. A directory
 //! without a record is nobody's and is removed at the next start, in the background.
 //!
-//! **Layers in any order.** A snapshot prepared with the label `gantry.io/rebase=true` and without a parent will get its
-//! parent at commit (drivers with `rebase`). Its mounts are an overlay above an empty directory, so that whoever extracts
-//! a layer into it writes deletions in overlay's format into `upperdir`, as it would above a real parent. The bottom
-//! layer of an image is better prepared without the label: deletions there have nothing to hide.
+//! **Layers in any order.** A snapshot prepared without a parent and with the label `gantry.io/rebase=true` (contracts,
+//! `REBASE`) will get its parent at commit (drivers with `rebase`). Its mounts are an overlay above an empty directory, so
+//! that whoever extracts a layer into it writes deletions in overlay's format into `upperdir`, as it would above a real
+//! parent. The bottom layer of an image is better prepared without the label: deletions there have nothing to hide.
 
 mod collection;
 mod config;
@@ -40,9 +40,6 @@ use config::Config;
 use contracts::plugin::Privileges;
 use contracts::{collect::Collect, events::Events, leases::Leases, snapshots::Snapshots};
 use service::SnapshotsService;
-
-/// Label of a snapshot whose parent is set at commit: `true`. See the module page.
-pub use driver::REBASE;
 
 /// Registers `snapshots/overlayfs`: layers are stacked by the kernel, nothing is copied.
 ///

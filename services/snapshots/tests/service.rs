@@ -8,7 +8,7 @@ use contracts::leases::{Add, Leases};
 use contracts::snapshots::{Commit, Mounts, Prepare, Remove, Stat};
 use contracts::{Code, Error, LeaseId, Namespace, Result, SnapshotKey};
 use std::cell::RefCell;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -205,7 +205,15 @@ async fn the_files_of_a_removed_snapshot_go() {
     let fs = folder(dir.path(), "overlayfs", "snapshots/1/fs");
     let root = std::fs::metadata(&fs).unwrap();
     assert_eq!(root.mode() & 0o7777, 0o755);
-    std::fs::create_dir_all(fs.join("a/b")).unwrap();
+    std::fs::create_dir_all(fs.join("sticky/closed/deep")).unwrap();
+    std::fs::write(fs.join("sticky/file"), "x").unwrap();
+    // Whoever may not give files away has only own ones to remove.
+    for (uid, foreign) in [(7, "sticky/closed"), (8, "sticky/file"), (9, "sticky")] {
+        let _ = std::os::unix::fs::chown(fs.join(foreign), Some(uid), Some(uid));
+    }
+    for (mode, path) in [(0o000, "sticky/closed"), (0o1755, "sticky")] {
+        std::fs::set_permissions(fs.join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
     bus.call(&ctx(), Remove { key: key("x") }).await.unwrap();
     assert!(!fs.exists(), "at once from where snapshots are");
     let removing = folder(dir.path(), "overlayfs", "removing");

@@ -3,6 +3,7 @@
 use super::{Mounted, Subject, labels};
 use bus::Bus;
 use contracts::Mount;
+use contracts::snapshots::REBASE;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
@@ -288,7 +289,7 @@ async fn layers_are_committed_in_any_order(t: &Subject) {
     if !t.rebases().await {
         return;
     }
-    let rebase = || labels(&[("gantry.io/rebase", "true")]);
+    let rebase = || labels(&[(REBASE, "true")]);
     let top = t.prepare_with("top", None, rebase()).await.unwrap();
     let middle = t.prepare_with("middle", None, rebase()).await.unwrap();
     let bottom = t.prepare("bottom", None).await.unwrap();

@@ -2,7 +2,7 @@
 
 use super::{Mounted, Subject, can_mount, labels, refused};
 use bus::Bus;
-use contracts::snapshots::{Info, List};
+use contracts::snapshots::{Info, List, REBASE};
 use contracts::{Code, Mount};
 use std::fs;
 
@@ -17,7 +17,7 @@ pub struct Kept {
 pub async fn before_a_restart(bus: &Bus, driver: &str) -> Kept {
     let t = Subject::new(bus, driver, "restart");
     t.committed("base", None).await;
-    let own = labels(&[("a", "1"), ("gantry.io/rebase", "true")]);
+    let own = labels(&[("a", "1"), (REBASE, "true")]);
     t.prepare_with("layer", None, own).await.unwrap();
     t.view("v", Some("base")).await.unwrap();
     let mounts = t.prepare("x", Some("base")).await.unwrap();
