@@ -149,13 +149,8 @@ async fn a_create_goes_on_after_its_caller_has_vanished() -> Outcome {
     drop(call.await);
     // Whether the request had left at all is a race; if it had, it completes.
     if shim.create().await.is_err() {
-        let request = api::StateRequest {
-            id: shim.id.clone(),
-            ..Default::default()
-        };
-        while shim.client.state(bound(), &request).await.is_err() {
-            tokio::task::yield_now().await;
-        }
+        let made = async { while shim.state().await.is_err() {} };
+        tokio::time::timeout(BOUND, made).await?;
     }
     shim.go().await?;
     shim.kill(9, true).await?;

@@ -422,8 +422,17 @@ impl Drop for Shim {
     }
 }
 
+/// The shim under test; `SHIM="target/release/gantry shim"` takes the product's.
+pub fn program() -> Command {
+    let given = std::env::var("SHIM").unwrap_or_default();
+    let mut words = given.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or(env!("CARGO_BIN_EXE_shim-alone")));
+    command.args(words);
+    command
+}
+
 pub fn shim_command(id: &str, bundle: &Path, action: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shim-alone"));
+    let mut command = program();
     command.args(["-namespace", "test", "-id", id, "-address", "/nowhere"]);
     command.args(["-publish-binary", "none", action]);
     command
