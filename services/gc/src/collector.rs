@@ -57,7 +57,7 @@ impl<'a> Collector<'a> {
             .bus
             .all_peers()
             .cloned()
-            .partition(|owner| !matches!(owner.service(), "content" | "snapshots"));
+            .partition(|owner| !points_back(owner));
         let mut done = Collected {
             generation: self.generation,
             ..Collected::default()
@@ -104,6 +104,13 @@ impl<'a> Collector<'a> {
                 for nodes in nodes.chunks(PAGE) {
                     self.tell(&owner, nodes).await?;
                     edges.extend(self.ask(&owner, nodes).await?);
+                    for other in self
+                        .bus
+                        .all_peers()
+                        .filter(|other| **other != owner && points_back(other))
+                    {
+                        edges.extend(self.ask(other, nodes).await?);
+                    }
                 }
             }
             news = self.marks.follow(edges);
@@ -195,6 +202,11 @@ impl<'a> Collector<'a> {
             round += 1;
         }
     }
+}
+
+/// Whether a plugin's resources may name whom they keep themselves alive by (`containerd.io/gc.bref.*`).
+fn points_back(owner: &PluginId) -> bool {
+    matches!(owner.service(), "content" | "snapshots")
 }
 
 /// Whether a plugin owns a resource.

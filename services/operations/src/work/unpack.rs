@@ -10,14 +10,11 @@ use contracts::content::Update;
 use contracts::diff::{Applied, Apply, Settle, Sync};
 use contracts::images::Get;
 use contracts::operations::{PulledImage, Unpack};
-use contracts::snapshots::{Commit, Driver, List, Prepare, Remove, Stat, View};
+use contracts::snapshots::{Commit, Driver, List, Prepare, REBASE, Remove, Stat, View};
 use contracts::transfer::{ImagePlan, Layer, Plan};
 use contracts::{Code, Descriptor, Error, LabelPatch, Labels, Mount, Paging, Result, SnapshotKey};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
-
-/// Tells the driver that the parent comes at commit. Source: the snapshots plugin's page.
-const REBASE: &str = "gantry.io/rebase";
 
 /// What one layer needs: its blob and its names.
 struct Step<'a> {
@@ -260,11 +257,12 @@ async fn extract_once(
         run.attempt,
         step.name
     ))?;
-    let labels = if parent.is_none() {
-        Labels::from([(REBASE.to_owned(), "true".to_owned())])
-    } else {
-        Labels::new()
-    };
+    // The bottom layer has nothing below that its deletions could hide.
+    let rebased = parent.is_none() && step.parent.is_some();
+    let labels = rebased
+        .then(|| (REBASE.to_owned(), "true".to_owned()))
+        .into_iter()
+        .collect();
     let prepare = Prepare {
         key: key.clone(),
         parent,
@@ -356,7 +354,7 @@ async fn commit(
     key: SnapshotKey,
     rebase: bool,
 ) -> Result<()> {
-    let parent = if rebase { step.parent.clone() } else { None };
+    let parent = step.parent.clone().filter(|_| rebase);
     let commit = Commit {
         name: step.name.clone(),
         key: key.clone(),
