@@ -1,0 +1,192 @@
+//! The event log, as pages and as streams that outlive a restart of the log's plugin.
+
+use crate::convert::event::{EventPage, EventView, GapBounds, GapView};
+use crate::convert::text;
+use crate::errors::{Answer, Problem};
+use crate::request::{Accept, LISTED, Request, ok, with};
+use crate::router::{Media, Route, get, post};
+use crate::stream::{self, Local, Record, produce};
+use actix_web::http::StatusCode;
+use bus::{Bus, Ctx};
+use contracts::events::{Batch, List, Publish, Subscribe};
+use contracts::{Code, Error, Namespace, Result};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// How long to wait for the log's first word before the headers go out without it.
+const FIRST: Duration = Duration::from_millis(250);
+/// How long to wait before asking a log again that is not there.
+const BREATH: Duration = Duration::from_millis(500);
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        get("/v1/events", events)
+            .says("What happened and what happens: a page, or a stream by Accept (text/event-stream, application/x-ndjson) that Last-Event-ID resumes")
+            .query(&LISTED)
+            .query(&[("since", "Only what came after this number; 0 for everything that is kept")])
+            .media(Media::Records)
+            .answers::<EventPage>(),
+        post("/v1/events", publish)
+            .says("Appends an event of a user")
+            .takes::<PublishBody>()
+            .answers::<PublishedView>()
+            .status(201),
+    ]
+}
+
+async fn events(request: Request) -> Answer {
+    match request.accept() {
+        Accept::Sse | Accept::Ndjson => follow(request).await,
+        Accept::Json | Accept::Text => page(request).await,
+    }
+}
+
+async fn page(request: Request) -> Answer {
+    let since = match request.number("page_token")? {
+        Some(token) => token,
+        None => request.number("since")?.unwrap_or(0),
+    };
+    let list = List {
+        since,
+        filters: request.queries("filter"),
+        limit: request.number("limit")?.unwrap_or(0),
+    };
+    let batch = request.call(list).await?;
+    ok(EventPage {
+        next_page_token: match batch.end {
+            true => String::new(),
+            false => batch.seen.to_string(),
+        },
+        version: batch.seen,
+        gap: batch.gap.map(|(first, last)| GapBounds { first, last }),
+        items: batch.events.into_iter().map(Into::into).collect(),
+    })
+}
+
+async fn follow(request: Request) -> Answer {
+    let since = match request.header("last-event-id").filter(|id| !id.is_empty()) {
+        Some(id) => Some(id.parse().map_err(|_| {
+            Error::invalid(format!("Last-Event-ID {id:?}: must be a sequence number"))
+        })?),
+        None => request.number("since")?,
+    };
+    let filters = request.queries("filter");
+    let batches = batches(request.bus().clone(), request.long()?, since, filters);
+    let mut batches = batches.peekable();
+    // A bad filter is still an ordinary answer; a log that is merely busy holds no header back.
+    let first = std::pin::Pin::new(&mut batches).peek();
+    if let Ok(Some(Err(error))) = tokio::time::timeout(FIRST, first).await {
+        return Err(error.clone().into());
+    }
+    let records = batches.flat_map(|batch| futures_util::stream::iter(records(batch)));
+    Ok(stream::records(
+        request.accept(),
+        request.edge.heartbeat,
+        records,
+    ))
+}
+
+/// Reads the log from `since` on. When its plugin is started again, goes on behind the last number that was looked at.
+fn batches(bus: Bus, ctx: Ctx, since: Option<u64>, filters: Vec<String>) -> Local<Result<Batch>> {
+    produce(|feed| async move {
+        let (mut since, mut heard) = (since, false);
+        loop {
+            let subscribe = Subscribe {
+                since,
+                filters: filters.clone(),
+            };
+            let error = match bus.open(&ctx, subscribe).await {
+                Err(error) => error,
+                Ok(mut items) => loop {
+                    match items.next().await {
+                        Some(Ok(batch)) => {
+                            (since, heard) = (Some(batch.seen), true);
+                            feed.send(Ok(batch)).await;
+                        }
+                        Some(Err(error)) => break error,
+                        None => break Error::unavailable("events: the log ended the stream"),
+                    }
+                },
+            };
+            if !error.is(Code::Unavailable) || !heard {
+                return feed.send(Err(error)).await;
+            }
+            tokio::time::sleep(BREATH).await;
+        }
+    })
+}
+
+fn records(batch: Result<Batch>) -> Vec<Record> {
+    let batch = match batch {
+        Ok(batch) => batch,
+        Err(error) => {
+            let problem = Problem::from(error).view();
+            return vec![record(
+                None,
+                "error",
+                &serde_json::json!({ "error": problem }),
+            )];
+        }
+    };
+    let gap = batch.gap.map(|(first, last)| {
+        let view = GapView {
+            gap: GapBounds { first, last },
+        };
+        record(None, "gap", &view)
+    });
+    let events = batch.events.into_iter().map(|event| {
+        let view = EventView::from(event);
+        record(Some(view.seq), &view.topic.clone(), &view)
+    });
+    gap.into_iter().chain(events).collect()
+}
+
+fn record(id: Option<u64>, event: &str, data: &impl Serialize) -> Record {
+    Record {
+        id,
+        event: event.into(),
+        data: serde_json::to_string(data).unwrap_or_default(),
+    }
+}
+
+/// An event of a user.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewEvent)]
+struct PublishBody {
+    /// Slash path.
+    topic: String,
+    /// What it carries.
+    #[serde(default)]
+    #[schema(value_type = Object)]
+    event: Value,
+    /// In which namespace; absent for the node itself.
+    #[serde(default)]
+    namespace: Option<String>,
+}
+
+/// Where an event went.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Published)]
+struct PublishedView {
+    /// Its number.
+    seq: u64,
+}
+
+async fn publish(mut request: Request) -> Answer {
+    let body: PublishBody = request.json().await?;
+    request.ctx.namespace = body.namespace.map(Namespace::new).transpose()?;
+    let event = match &body.event {
+        Value::Null => "{}".into(),
+        event => text("event", event)?,
+    };
+    let publish = Publish {
+        topic: body.topic,
+        event,
+    };
+    let seq = request.call(publish).await?;
+    with(StatusCode::CREATED, PublishedView { seq })
+}

@@ -1,0 +1,501 @@
+//! Images: names and what they stand for; pull, push, unpack.
+
+use crate::convert::image::{AuthBody, DescriptorView, ImageView, PulledView, access};
+use crate::convert::snapshot::UsageView;
+use crate::convert::{DryView, LabelBody, PageView};
+use crate::errors::{Answer, Problem};
+use crate::request::{LISTED, Request, nothing, ok, versioned};
+use crate::router::{Media, Param, Route, delete, get, patch, post, put};
+use crate::work::{self, WAIT, When};
+use contracts::images::{Delete, Get, Image, List, Put, Tag, Update};
+use contracts::operations::{Outcome, Pull, Push, Unpack, Work};
+use contracts::snapshots::{Snapshots, Usage};
+use contracts::transfer::{ImagePlan, Plan, Resolve};
+use contracts::{
+    Code, Descriptor, Error, ImageName, Labels, Namespace, PluginId, Result, SnapshotKey,
+    containers, namespaces,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use utoipa::ToSchema;
+
+const PLATFORM: Param = ("platform", "`linux/arm64/v8`; this machine's when absent");
+/// Most namespaces that are searched for an image that is not in the caller's.
+const SEARCHED: u32 = 20;
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        post("/v1/namespaces/{ns}/images:pull", pull)
+            .says("Brings an image in and unpacks it; a dry run only asks the registry")
+            .query(&[WAIT])
+            .takes::<PullBody>()
+            .media(Media::Records)
+            .dry()
+            .status(202)
+            .answers::<PulledView>(),
+        post("/v1/namespaces/{ns}/images:push", push)
+            .says("Sends an image to a registry")
+            .query(&[WAIT])
+            .takes::<PushBody>()
+            .media(Media::Records)
+            .status(202)
+            .answers::<PulledView>(),
+        post("/v1/namespaces/{ns}/images:prune", prune)
+            .says("Deletes images that no container uses; a dry run lists them")
+            .takes::<PruneBody>()
+            .dry()
+            .answers::<PrunedView>(),
+        get("/v1/namespaces/{ns}/images", list)
+            .says("Images, by name")
+            .query(&LISTED)
+            .answers::<PageView<ImageView>>(),
+        get("/v1/namespaces/{ns}/images/{name*}/config", config)
+            .says("The image's OCI config, exactly as it was hashed")
+            .query(&[PLATFORM]),
+        get("/v1/namespaces/{ns}/images/{name*}/usage", usage)
+            .says("What the image holds: blobs, and snapshots by driver")
+            .query(&[PLATFORM])
+            .answers::<ImageUsageView>(),
+        post("/v1/namespaces/{ns}/images/{name*}:unpack", unpack)
+            .says("Unpacks an image that is here")
+            .query(&[WAIT])
+            .takes::<UnpackBody>()
+            .media(Media::Records)
+            .status(202)
+            .answers::<PulledView>(),
+        post("/v1/namespaces/{ns}/images/{name*}:tag", tag)
+            .says("Gives an image a second name")
+            .takes::<TagBody>()
+            .answers::<ImageView>()
+            .status(201),
+        get("/v1/namespaces/{ns}/images/{name*}", show)
+            .says("One image")
+            .answers::<ImageView>(),
+        put("/v1/namespaces/{ns}/images/{name*}", make)
+            .says("Makes the name, or points it elsewhere and replaces its labels")
+            .takes::<PutBody>()
+            .conditional()
+            .dry()
+            .answers::<ImageView>(),
+        patch("/v1/namespaces/{ns}/images/{name*}", relabel)
+            .says("Changes labels")
+            .takes::<LabelBody>()
+            .conditional()
+            .answers::<ImageView>(),
+        delete("/v1/namespaces/{ns}/images/{name*}", remove)
+            .says("Deletes a name; its content stays until collected")
+            .conditional()
+            .dry()
+            .status(204),
+    ]
+}
+
+/// An image to bring in.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Pull)]
+struct PullBody {
+    /// As a user types it: `busybox`, `127.0.0.1:5000/a/b:tag`, `…@sha256:…`.
+    r#ref: String,
+    /// `linux/arm64/v8`; empty for this machine's.
+    #[serde(default)]
+    platform: String,
+    /// Fetch every platform of an index.
+    #[serde(default)]
+    all_platforms: bool,
+    /// Snapshot driver; empty for the node's default.
+    #[serde(default)]
+    snapshotter: String,
+    /// Only fetch.
+    #[serde(default)]
+    no_unpack: bool,
+    /// Labels of the image.
+    #[serde(default)]
+    labels: Labels,
+    /// Speak plain HTTP; loopback registries are tried so anyway.
+    #[serde(default)]
+    plain_http: bool,
+    /// Credentials; absent for anonymous.
+    #[serde(default)]
+    auth: Option<AuthBody>,
+}
+
+async fn pull(mut request: Request) -> Answer {
+    let body: PullBody = request.json().await?;
+    let access = access(body.plain_http, body.auth);
+    if request.dry_run()? {
+        let resolve = Resolve {
+            reference: body.r#ref,
+            access,
+        };
+        let found = request.call(resolve).await?;
+        let target = DescriptorView::from(found.target);
+        return ok(DryView::would(
+            format!("pull {} from {}", found.name, found.host),
+            target,
+        ));
+    }
+    let pull = Pull {
+        reference: body.r#ref,
+        platform: body.platform,
+        all_platforms: body.all_platforms,
+        snapshotter: body.snapshotter,
+        no_unpack: body.no_unpack,
+        labels: body.labels,
+        access,
+    };
+    work::answer(&request, Work::Pull(pull), When::Begun, image).await
+}
+
+/// Answers an image that work has dealt with.
+fn image(outcome: Outcome) -> Answer {
+    match outcome {
+        Outcome::Image(image) => ok(PulledView::from(image)),
+        other => Err(work::unexpected(&other)),
+    }
+}
+
+/// An image to send.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Push)]
+struct PushBody {
+    /// The image that is here.
+    image: String,
+    /// Where to; empty for the image's own name.
+    #[serde(default)]
+    r#ref: String,
+    /// Only this platform; empty for all that are here.
+    #[serde(default)]
+    platform: String,
+    /// Speak plain HTTP.
+    #[serde(default)]
+    plain_http: bool,
+    /// Credentials; absent for anonymous.
+    #[serde(default)]
+    auth: Option<AuthBody>,
+}
+
+async fn push(mut request: Request) -> Answer {
+    let body: PushBody = request.json().await?;
+    let push = Push {
+        image: body.image,
+        reference: body.r#ref,
+        platform: body.platform,
+        access: access(body.plain_http, body.auth),
+    };
+    work::answer(&request, Work::Push(push), When::Begun, image).await
+}
+
+/// How to unpack.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schema(as = Unpack)]
+struct UnpackBody {
+    /// Empty for this machine's.
+    platform: String,
+    /// Snapshot driver; empty for the node's default.
+    snapshotter: String,
+}
+
+async fn unpack(mut request: Request) -> Answer {
+    let body: UnpackBody = request.json().await?;
+    let unpack = Unpack {
+        image: request.text("name").into(),
+        platform: body.platform,
+        snapshotter: body.snapshotter,
+    };
+    work::answer(&request, Work::Unpack(unpack), When::Begun, image).await
+}
+
+async fn list(request: Request) -> Answer {
+    let paging = request.paging()?;
+    ok(PageView::<ImageView>::of(
+        request.call(List { paging }).await?,
+    ))
+}
+
+async fn show(request: Request) -> Answer {
+    let image = find(&request).await?;
+    versioned(image.version, ImageView::from(image))
+}
+
+/// Looks up the image of the path. Errors: `NotFound` naming the namespaces that do have it.
+async fn find(request: &Request) -> Result<Image> {
+    let name: ImageName = request.part("name")?;
+    match request.call(Get { name: name.clone() }).await {
+        Err(error) if error.is(Code::NotFound) => Err(elsewhere(request, &name, error).await),
+        found => found,
+    }
+}
+
+async fn elsewhere(request: &Request, name: &ImageName, error: Error) -> Error {
+    let list = namespaces::List {
+        paging: contracts::Paging {
+            limit: SEARCHED,
+            ..Default::default()
+        },
+    };
+    let Ok(all) = request.call(list).await else {
+        return error;
+    };
+    let mut holding: Vec<Namespace> = Vec::new();
+    for namespace in all.items.into_iter().map(|info| info.name) {
+        let there = request.ctx.clone().in_namespace(namespace.clone());
+        let get = Get { name: name.clone() };
+        if request.bus().call(&there, get).await.is_ok() {
+            holding.push(namespace);
+        }
+    }
+    match holding.is_empty() {
+        true => error,
+        false => {
+            let names: Vec<&str> = holding.iter().map(Namespace::as_str).collect();
+            Error::new(
+                error.code,
+                format!("{}; it is in namespace {}", error.message, names.join(", ")),
+            )
+        }
+    }
+}
+
+/// What a name shall stand for.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewImage)]
+struct PutBody {
+    /// A manifest or an index.
+    target: DescriptorView,
+    /// Its labels from now on.
+    #[serde(default)]
+    labels: Labels,
+}
+
+async fn make(mut request: Request) -> Answer {
+    let body: PutBody = request.json().await?;
+    let name: ImageName = request.part("name")?;
+    contracts::check_labels(&body.labels)?;
+    let target: Descriptor = body.target.into();
+    if request.dry_run()? {
+        let current = request.call(Get { name: name.clone() }).await;
+        let current = current.ok().map(ImageView::from);
+        return ok(DryView::would(
+            format!("point {name} to {}", target.digest),
+            current,
+        ));
+    }
+    let put = Put {
+        name,
+        target,
+        labels: body.labels,
+        version: request.version()?,
+    };
+    let image = request.call(put).await.map_err(|e| request.refused(e))?;
+    versioned(image.version, ImageView::from(image))
+}
+
+async fn relabel(mut request: Request) -> Answer {
+    let body: LabelBody = request.json().await?;
+    let update = Update {
+        name: request.part("name")?,
+        target: None,
+        labels: body.into(),
+        version: request.version()?,
+    };
+    let image = request.call(update).await.map_err(|e| request.refused(e))?;
+    versioned(image.version, ImageView::from(image))
+}
+
+async fn remove(request: Request) -> Answer {
+    if request.dry_run()? {
+        let image = ImageView::from(find(&request).await?);
+        return ok(DryView::would(format!("delete {}", image.name), image));
+    }
+    let delete = Delete {
+        name: request.part("name")?,
+        version: request.version()?,
+    };
+    request.call(delete).await.map_err(|e| request.refused(e))?;
+    nothing()
+}
+
+/// An additional name.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Tag)]
+struct TagBody {
+    /// The name.
+    name: String,
+    /// Whether an existing name is moved.
+    #[serde(default)]
+    force: bool,
+}
+
+async fn tag(mut request: Request) -> Answer {
+    let body: TagBody = request.json().await?;
+    let tag = Tag {
+        source: request.part("name")?,
+        name: ImageName::new(body.name)?,
+        force: body.force,
+    };
+    let image = ImageView::from(request.call(tag).await?);
+    let place = format!(
+        "/v1/namespaces/{}/images/{}",
+        request.text("ns"),
+        crate::request::encode(image.name.as_str())
+    );
+    crate::request::created(&place, image)
+}
+
+async fn plan(request: &Request) -> Result<ImagePlan, Problem> {
+    let plan = Plan {
+        target: find(request).await?.target,
+        platform: request.query("platform").unwrap_or_default().into(),
+        shallow: false,
+    };
+    Ok(request.call(plan).await?)
+}
+
+async fn config(request: Request) -> Answer {
+    let plan = plan(&request).await?;
+    Ok(actix_web::HttpResponse::Ok()
+        .insert_header(("etag", format!("\"{}\"", plan.config.digest)))
+        .content_type("application/json")
+        .body(plan.config_json))
+}
+
+/// What an image holds.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ImageUsage)]
+struct ImageUsageView {
+    /// Bytes of its manifest, config and layers as they came.
+    content: u64,
+    /// Unpacked layers, by driver.
+    snapshots: Vec<DriverUsageView>,
+}
+
+/// What a driver holds of an image.
+#[derive(Serialize, ToSchema)]
+#[schema(as = DriverUsage)]
+struct DriverUsageView {
+    /// `overlayfs`, `native`.
+    snapshotter: String,
+    /// Its layers together.
+    #[serde(flatten)]
+    used: UsageView,
+}
+
+async fn usage(request: Request) -> Answer {
+    let plan = plan(&request).await?;
+    let layers: u64 = plan.layers.iter().map(|layer| layer.blob.size).sum();
+    let mut snapshots = Vec::new();
+    for driver in request.bus().peers::<Snapshots>() {
+        snapshots.extend(unpacked(&request, driver, &plan).await?);
+    }
+    ok(ImageUsageView {
+        content: plan.manifest.size + plan.config.size + layers,
+        snapshots,
+    })
+}
+
+/// What a driver holds of the image's layers; nothing when it holds none.
+async fn unpacked(
+    request: &Request,
+    driver: &PluginId,
+    plan: &ImagePlan,
+) -> Result<Option<DriverUsageView>> {
+    let (mut size, mut inodes, mut found) = (0, 0, false);
+    for chain in plan
+        .layers
+        .iter()
+        .filter_map(|layer| layer.chain_id.as_ref())
+    {
+        let usage = Usage {
+            key: SnapshotKey::new(chain.as_str())?,
+        };
+        match request.bus().call_at(driver, &request.ctx, usage).await {
+            Ok(used) => (size, inodes, found) = (size + used.size, inodes + used.inodes, true),
+            Err(error) if error.is(Code::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found.then(|| DriverUsageView {
+        snapshotter: driver.id().into(),
+        used: UsageView { size, inodes },
+    }))
+}
+
+/// Which unused images to delete.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schema(as = Prune)]
+struct PruneBody {
+    /// Only images that pass one of these; all when empty.
+    filters: Vec<String>,
+}
+
+/// What pruning deleted, or would delete.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Pruned)]
+struct PrunedView {
+    /// Image names. Their content goes with the next collection.
+    #[schema(value_type = Vec<String>)]
+    items: Vec<ImageName>,
+}
+
+async fn prune(mut request: Request) -> Answer {
+    let body: PruneBody = request.json().await?;
+    let used = used_images(&request).await?;
+    let mut unused = Vec::new();
+    let mut paging = contracts::Paging {
+        filters: body.filters,
+        ..Default::default()
+    };
+    loop {
+        let page = request
+            .call(List {
+                paging: paging.clone(),
+            })
+            .await?;
+        let names = page.items.into_iter().map(|image| image.name);
+        unused.extend(names.filter(|name| !used.contains(name)));
+        if page.next.is_empty() {
+            break;
+        }
+        paging.token = page.next;
+    }
+    if !request.dry_run()? {
+        for name in &unused {
+            let delete = Delete {
+                name: name.clone(),
+                version: None,
+            };
+            match request.call(delete).await {
+                // Somebody was faster.
+                Err(error) if error.is(Code::NotFound) => {}
+                deleted => deleted?,
+            }
+        }
+    }
+    ok(PrunedView { items: unused })
+}
+
+async fn used_images(request: &Request) -> Result<BTreeSet<ImageName>> {
+    let mut used = BTreeSet::new();
+    let mut paging = contracts::Paging::default();
+    loop {
+        let list = containers::List {
+            paging: paging.clone(),
+        };
+        let page = request.call(list).await?;
+        used.extend(
+            page.items
+                .into_iter()
+                .filter_map(|container| container.image),
+        );
+        if page.next.is_empty() {
+            return Ok(used);
+        }
+        paging.token = page.next;
+    }
+}

@@ -1,0 +1,181 @@
+//! Unfinished writes: bytes arrive in as many requests as it takes, then the ingest is committed.
+
+use crate::convert::PageView;
+use crate::convert::content::{BlobView, IngestView};
+use crate::errors::{Answer, Problem};
+use crate::pipe;
+use crate::range::{Placed, placed};
+use crate::request::{LISTED, Request, created, nothing, ok};
+use crate::router::{Route, delete, get, post, put};
+use actix_web::http::{StatusCode, header};
+use contracts::content::{Abort, Commit, Ingest, Ingests, Status, Write};
+use contracts::{Code, Digest, Error, Labels, Ref, Result};
+use serde::Deserialize;
+use std::time::Duration;
+use utoipa::ToSchema;
+
+/// How often to look whether the store has taken in what is still in the pipe. It holds 64 KiB at most.
+const LOOK: Duration = Duration::from_millis(2);
+
+pub(super) fn routes() -> Vec<Route> {
+    vec![
+        get("/v1/namespaces/{ns}/ingests", list)
+            .says("Unfinished writes, by ref")
+            .query(&LISTED)
+            .answers::<PageView<IngestView>>(),
+        get("/v1/namespaces/{ns}/ingests/{ref*}", show)
+            .says("One unfinished write: its offset is where to go on")
+            .answers::<IngestView>(),
+        put("/v1/namespaces/{ns}/ingests/{ref*}", write)
+            .says("Writes bytes: from the start, or where Content-Range says, which must be the current offset (416 tells it)")
+            .query(&[("expected", "Digest expected at commit"), ("total", "Bytes expected in all")])
+            .takes_bytes()
+            .answers::<IngestView>(),
+        delete("/v1/namespaces/{ns}/ingests/{ref*}", abort)
+            .says("Drops an unfinished write and its bytes")
+            .status(204),
+        post("/v1/namespaces/{ns}/ingests/{ref*}:commit", commit)
+            .says("Checks size and digest and turns the write into a blob")
+            .takes::<CommitBody>()
+            .answers::<BlobView>()
+            .status(201),
+    ]
+}
+
+async fn list(request: Request) -> Answer {
+    let paging = request.paging()?;
+    ok(PageView::<IngestView>::of(
+        request.call(Ingests { paging }).await?,
+    ))
+}
+
+async fn status(request: &Request, name: &Ref) -> Result<Ingest> {
+    let status = Status {
+        r#ref: name.clone(),
+    };
+    request.call(status).await
+}
+
+async fn show(request: Request) -> Answer {
+    let name = request.part("ref")?;
+    ok(IngestView::from(status(&request, &name).await?))
+}
+
+async fn write(mut request: Request) -> Answer {
+    let name: Ref = request.part("ref")?;
+    let place = request.header("content-range").map(placed).transpose()?;
+    let body = request.bytes();
+    let start = place.as_ref().map_or(0, |place| place.start);
+    if start > 0 {
+        let offset = offset(&request, &name).await?;
+        if offset != start {
+            return Err(misplaced(&name, start, offset));
+        }
+    }
+    let write = Write {
+        r#ref: name.clone(),
+        expected: request.query("expected").map(Digest::new).transpose()?,
+        total: total(&request, place.as_ref())?,
+        restart: start == 0,
+    };
+    let writer = request.call(write).await?;
+    if writer.offset != start {
+        return Err(misplaced(&name, start, writer.offset));
+    }
+    let pipe = writer
+        .pipe
+        .into_owned()
+        .map_err(|e| Error::exhausted(format!("pipe: {e}")))?;
+    let written = match body {
+        Some(body) => pipe::pump(body, pipe).await?,
+        None => 0,
+    };
+    match place {
+        Some(place) if place.length != written => Err(Error::invalid(format!(
+            "ingest {name}: Content-Range announces {} bytes, {written} came",
+            place.length
+        ))
+        .into()),
+        _ => ok(IngestView::from(
+            settled(&request, &name, start + written).await?,
+        )),
+    }
+}
+
+fn total(request: &Request, place: Option<&Placed>) -> Result<u64> {
+    let announced = place.map_or(0, |place| place.total);
+    Ok(request.number("total")?.unwrap_or(announced))
+}
+
+async fn offset(request: &Request, name: &Ref) -> Result<u64> {
+    match status(request, name).await {
+        Err(error) if error.is(Code::NotFound) => Ok(0),
+        found => Ok(found?.offset),
+    }
+}
+
+fn misplaced(name: &Ref, start: u64, offset: u64) -> Problem {
+    let error = Error::out_of_range(format!(
+        "ingest {name}: Content-Range begins at {start}, the store has {offset} bytes: go on there"
+    ));
+    let problem = Problem::with_status(StatusCode::RANGE_NOT_SATISFIABLE, error);
+    match offset {
+        0 => problem,
+        // As upload protocols of registries tell it.
+        offset => problem.header(header::RANGE, format!("0-{}", offset - 1)),
+    }
+}
+
+/// Waits until the store has everything that went into the pipe.
+async fn settled(request: &Request, name: &Ref, offset: u64) -> Result<Ingest> {
+    loop {
+        let ingest = status(request, name).await?;
+        if ingest.offset >= offset {
+            return Ok(ingest);
+        }
+        if tokio::time::Instant::now() >= request.ctx.deadline {
+            return Err(Error::deadline(format!(
+                "ingest {name}: has {} of {offset} bytes",
+                ingest.offset
+            )));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn abort(request: Request) -> Answer {
+    let name = request.part("ref")?;
+    request.call(Abort { r#ref: name }).await?;
+    nothing()
+}
+
+/// What must be right for a commit.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schema(as = Commit)]
+struct CommitBody {
+    /// Bytes expected; absent accepts any.
+    size: Option<u64>,
+    /// Digest expected; absent accepts any.
+    #[serde(alias = "expected")]
+    digest: Option<String>,
+    /// Labels of the new blob.
+    labels: Labels,
+}
+
+async fn commit(mut request: Request) -> Answer {
+    let body: CommitBody = request.json().await?;
+    let commit = Commit {
+        r#ref: request.part("ref")?,
+        size: body.size,
+        expected: body.digest.map(Digest::new).transpose()?,
+        labels: body.labels,
+    };
+    let blob = request.call(commit).await?;
+    let place = format!(
+        "/v1/namespaces/{}/content/{}",
+        request.text("ns"),
+        blob.digest
+    );
+    created(&place, BlobView::from(blob))
+}

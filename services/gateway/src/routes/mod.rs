@@ -1,0 +1,49 @@
+//! Every route, one file per resource. A file lists its rows first, then the handlers.
+
+mod call;
+mod containers;
+mod content;
+mod events;
+mod gc;
+mod images;
+mod images_archive;
+mod ingests;
+mod later;
+mod leases;
+mod logs;
+mod namespaces;
+mod node;
+mod operations;
+mod plugins;
+mod snapshots;
+mod tasks;
+mod tasks_exec;
+
+use crate::router::Route;
+
+/// The table, more specific paths before more general ones.
+pub(crate) fn all() -> Vec<Route> {
+    [
+        node::routes(),
+        plugins::routes(),
+        events::routes(),
+        operations::routes(),
+        call::routes(),
+        gc::routes(),
+        namespaces::routes(),
+        ingests::routes(),
+        content::routes(),
+        snapshots::routes(),
+        images_archive::routes(),
+        images::routes(),
+        containers::routes(),
+        logs::routes(),
+        tasks_exec::routes(),
+        tasks::routes(),
+        leases::routes(),
+        later::routes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
