@@ -140,6 +140,7 @@ fn stand(args: &ShimArgs, socket: &Path, listener: UnixListener, tell: OwnedFd) 
 fn detach(args: &ShimArgs, listener: &UnixListener, tell: &File) -> Result<()> {
     sys::close_all_but(&[listener.as_raw_fd(), tell.as_raw_fd()]);
     sys::small_heap();
+    sys::forget_activation();
     rustix::process::setsid().about("setsid")?;
     redirect()?;
     set_child_subreaper(Some(getpid())).about("child subreaper")?;

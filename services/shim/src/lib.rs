@@ -77,6 +77,10 @@
 //! `resumed`, `oom`; `containerd.events.Task…`) leave in order, at least once. While nobody listens
 //! they wait, up to 4096; no call waits for them.
 //!
+//! # Cgroups
+//! The spec's `cgroupsPath` (`/a/b`, no `..`) is honoured, `/<namespace>/<id>` without one. One that
+//! somebody lives in already is refused, for it is killed and removed in the end. Folders above it stay.
+//!
 //! # Limits of the embedded runtime
 //! No systemd cgroup driver, no checkpoints, no exec into a container with a user namespace (it would
 //! stay outside of it): name `runc` for those. On a pure cgroup v2 host device rules are not enforced.

@@ -64,6 +64,15 @@ pub(crate) fn fresh_signals() {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
+/// Forgets that our starter was socket-activated: libcontainer would hand on descriptors 3 and up.
+pub(crate) fn forget_activation() {
+    // SAFETY: single-threaded by construction, so nobody reads the environment meanwhile.
+    unsafe {
+        std::env::remove_var("LISTEN_FDS");
+        std::env::remove_var("LISTEN_PID");
+    }
+}
+
 /// Closes every descriptor above stderr but those in `keep`.
 pub(crate) fn close_all_but(keep: &[RawFd]) {
     let mut keep: Vec<u32> = keep

@@ -102,6 +102,20 @@ impl Folders {
         Ok(())
     }
 
+    /// Limits how many processes there may be; 0, -1 and nothing mean no limit.
+    pub(super) fn limit_pids(&self, limit: Option<i64>) -> Result<()> {
+        let file = self
+            .theirs
+            .iter()
+            .map(|folder| folder.join("pids.max"))
+            .find(|file| file.exists());
+        match (file, limit.filter(|limit| *limit > 0)) {
+            (Some(file), Some(limit)) => fs::write(&file, limit.to_string()).about(file.display()),
+            (None, Some(_)) => Err(Error::precondition("this host has no pids cgroup to limit")),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn remove(&self) -> Result<()> {
         Cgroup::at(self.theirs.clone())
             .destroy()

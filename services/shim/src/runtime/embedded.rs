@@ -96,16 +96,14 @@ impl Embedded {
         pid.ok_or_else(|| Error::internal("init has no pid"))
     }
 
-    /// Builds inside cgroups of our own making, then sets their limits: init waits for its start.
+    /// Builds inside cgroups of our own making. The number of processes is limited in the end, or
+    /// libcontainer's own would count.
     fn build_v1(&self, mut spec: Value, io: ChildIo, folders: &Folders) -> Result<i32> {
         folders.make()?;
-        let resources = spec["linux"]
-            .as_object_mut()
-            .and_then(|linux| linux.remove("resources"));
+        let resources = spec["linux"]["resources"].as_object_mut();
+        let pids = resources.and_then(|resources| resources.remove("pids"));
         let made = folders.within(|| self.build(&spec, io)).and_then(|pid| {
-            if let Some(resources) = resources.filter(|value| !value.is_null()) {
-                self.apply(&typed("resources", &resources)?)?;
-            }
+            folders.limit_pids(pids.and_then(|pids| pids["limit"].as_i64()))?;
             Ok(pid)
         });
         match made {
