@@ -33,7 +33,7 @@
 //! | `TTRPC_ADDRESS` | where events go (`[unix://]PATH`); none: events are dropped |
 //! | `MAX_SHIM_VERSION` | what `start` prints, see above |
 //! | `GANTRY_SHIM_ROOT` | folder of the OCI runtime's state; default `<bundle>/runtime` |
-//! | `GANTRY_SHIM_LOG` | file that gets the shim's own log lines; default: none |
+//! | `GANTRY_SHIM_LOG` | file for what the server says on stderr (a panic); default: `/dev/null` |
 //!
 //! # In the bundle
 //! ```text
