@@ -26,9 +26,11 @@ impl Node {
             .await
     }
 
-    /// Makes and starts a container with any options of `containers:run`. Errors: any refusal, with the whole problem.
+    /// Makes and starts a container with any options of `containers:run`, and does not wait for its end.
+    ///
+    /// Errors: any refusal, with the whole problem.
     pub async fn run_with(&self, options: Value) -> Outcome<Value> {
-        self.post(&self.at("/containers:run?wait=true"), options)
+        self.post(&self.at("/containers:run?wait=started"), options)
             .await?
             .ok()
     }
