@@ -191,7 +191,8 @@ impl Ingest {
         self.take_over()?;
         let mut state = self.state();
         let about = self.agree(&state.about, ask)?;
-        let fresh = ask.restart || self.progress.borrow().run == 0;
+        // A commit that failed at its record has moved the bytes away.
+        let fresh = ask.restart || self.progress.borrow().run == 0 || !self.data().exists();
         let offset = match fresh {
             true => 0,
             false => self.progress.borrow().offset,

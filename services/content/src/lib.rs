@@ -21,6 +21,7 @@
 //! | `follow.rs` | a stream that grows with an ingest |
 //! | `sweep.rs`, `collect.rs`, `references.rs` | roots and removal · generations, marks, stamps · labels that refer |
 //! | `ingests.rs`, `ingest.rs`, `writer.rs` | all unfinished writes · one of them · the thread that reads its pipe |
+//! | `writeback.rs` | bytes on their way to the device before anybody waits for it |
 //! | `blobs.rs`, `hasher.rs` | files of committed bytes · the three digest algorithms |
 //!
 //! Must not know: what a blob means (manifest, layer, …), and who wants it.
@@ -38,6 +39,7 @@ mod references;
 mod service;
 mod store;
 mod sweep;
+mod writeback;
 mod writer;
 
 pub use config::{Config, Policy};

@@ -1,6 +1,6 @@
 //! The thread that reads one ingest's pipe: file first, so that followers may go on, then the hash.
 
-use crate::{error::is_full, hasher::Hasher, ingest::Ingest};
+use crate::{error::is_full, hasher::Hasher, ingest::Ingest, writeback};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     io::Errno,
@@ -118,6 +118,7 @@ pub(crate) fn start(job: Job) -> io::Result<(Running, OwnedFd)> {
     rustix::io::ioctl_fionbio(&reading, true)?;
     let (stop, pipe) = (Arc::new(Stop::new()?), Arc::new(reading));
     let work = Work {
+        written_back: job.offset,
         job,
         stop: stop.clone(),
     };
@@ -131,6 +132,8 @@ pub(crate) fn start(job: Job) -> io::Result<(Running, OwnedFd)> {
 
 struct Work {
     job: Job,
+    /// What is before this offset is on its way to the device.
+    written_back: u64,
     stop: Arc<Stop>,
 }
 
@@ -218,6 +221,11 @@ impl Work {
             job.hasher.update(&piece[..stored]);
             job.hashed = job.offset;
             piece = &piece[stored..];
+        }
+        if job.offset - self.written_back >= writeback::STRETCH {
+            let from = self.written_back;
+            writeback::start(&job.file, from, job.offset - from);
+            self.written_back = job.offset;
         }
         Ok(())
     }

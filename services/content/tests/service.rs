@@ -303,7 +303,7 @@ async fn a_full_disk_is_told_and_the_write_goes_on_when_there_is_room() {
     let house = House::at(dir, "{}");
     let desk = house.desk("default");
     let filler = house.root().join("filler");
-    let disk = rustix::fs::statvfs(&house.root()).unwrap();
+    let disk = rustix::fs::statvfs(house.root()).unwrap();
     let leave = usize::try_from(disk.f_bavail * disk.f_frsize).unwrap() - (1 << 20);
     std::fs::write(&filler, vec![0; leave]).unwrap();
     let bytes = vec![7; 2_500_000];
