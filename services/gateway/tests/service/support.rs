@@ -30,23 +30,23 @@ use tokio::net::UnixStream;
 const BOUND: Duration = Duration::from_secs(20);
 
 /// The plugins around the gateway; each refuses what a test does not teach it.
-pub struct World {
-    pub supervisor: Fake<Supervisor>,
-    pub events: Fake<Events>,
-    pub leases: Fake<Leases>,
-    pub content: Fake<Content>,
-    pub snapshots: Fake<Snapshots>,
-    pub images: Fake<Images>,
-    pub transfer: Fake<Transfer>,
-    pub diff: Fake<Diff>,
-    pub containers: Fake<Containers>,
+pub(crate) struct World {
+    pub(crate) supervisor: Fake<Supervisor>,
+    pub(crate) events: Fake<Events>,
+    pub(crate) leases: Fake<Leases>,
+    pub(crate) content: Fake<Content>,
+    pub(crate) snapshots: Fake<Snapshots>,
+    pub(crate) images: Fake<Images>,
+    pub(crate) transfer: Fake<Transfer>,
+    pub(crate) diff: Fake<Diff>,
+    pub(crate) containers: Fake<Containers>,
     /// `None` leaves room for a real one.
-    pub tasks: Option<Fake<Tasks>>,
-    pub gc: Fake<Gc>,
-    pub namespaces: Fake<Namespaces>,
-    pub operations: Fake<Operations>,
+    pub(crate) tasks: Option<Fake<Tasks>>,
+    pub(crate) gc: Fake<Gc>,
+    pub(crate) namespaces: Fake<Namespaces>,
+    pub(crate) operations: Fake<Operations>,
     /// Settings of the gateway as JSON text.
-    pub config: String,
+    pub(crate) config: String,
 }
 
 impl Default for World {
@@ -71,17 +71,17 @@ impl Default for World {
 }
 
 /// A running gateway.
-pub struct Edge {
-    pub dir: tempfile::TempDir,
-    pub node: LocalNode,
+pub(crate) struct Edge {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) node: LocalNode,
 }
 
 impl World {
-    pub fn start(self) -> Edge {
+    pub(crate) fn start(self) -> Edge {
         self.start_with(LocalBus::new())
     }
 
-    pub fn start_with(self, bus: LocalBus) -> Edge {
+    pub(crate) fn start_with(self, bus: LocalBus) -> Edge {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("state")).unwrap();
         let mut bus = bus
@@ -110,29 +110,29 @@ impl World {
 
 /// An answer that was read to its end.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers
             .get(name)
             .map_or("", |value| value.to_str().unwrap())
     }
 
     /// Asserts a problem with this status and code, and returns its sentence.
-    pub fn problem(&self, status: u16, code: &str) -> String {
+    pub(crate) fn problem(&self, status: u16, code: &str) -> String {
         assert_eq!(self.status.as_u16(), status, "{self:?}");
         assert_eq!(self.header("content-type"), "application/problem+json");
         let problem = self.json();
@@ -143,18 +143,18 @@ impl Answer {
 }
 
 /// A request being made.
-pub struct Asking {
+pub(crate) struct Asking {
     socket: PathBuf,
     request: hyper::http::request::Builder,
     body: Bytes,
 }
 
 impl Edge {
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         socket(self.dir.path())
     }
 
-    pub fn ask(&self, method: &str, path: &str) -> Asking {
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Asking {
         Asking {
             socket: self.socket(),
             request: Request::builder()
@@ -165,32 +165,32 @@ impl Edge {
         }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.ask("GET", path).send().await
     }
 
-    pub async fn post(&self, path: &str, body: &str) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
         self.ask("POST", path).body(body).send().await
     }
 }
 
-pub fn socket(dir: &Path) -> PathBuf {
+pub(crate) fn socket(dir: &Path) -> PathBuf {
     dir.join("state").join("gantry.sock")
 }
 
 impl Asking {
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.request = self.request.header(name, value);
         self
     }
 
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = Bytes::from(body.into());
         self
     }
 
     /// Sends it and reads the whole answer.
-    pub async fn send(self) -> Answer {
+    pub(crate) async fn send(self) -> Answer {
         let read = async {
             let (head, body) = self.open().await.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
@@ -204,14 +204,14 @@ impl Asking {
     }
 
     /// Sends it and leaves the body to be read.
-    pub async fn open(self) -> Response<Incoming> {
+    pub(crate) async fn open(self) -> Response<Incoming> {
         let stream = UnixStream::connect(&self.socket).await.unwrap();
         over(stream, self.request, self.body).await
     }
 }
 
 /// Sends a request over a connection of its own.
-pub async fn over(
+pub(crate) async fn over(
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     request: hyper::http::request::Builder,
     body: Bytes,
@@ -226,7 +226,10 @@ pub async fn over(
 }
 
 /// Reads a body until `wanted` bytes are in it that make `fits` true.
-pub async fn read_until(response: &mut Response<Incoming>, fits: impl Fn(&str) -> bool) -> String {
+pub(crate) async fn read_until(
+    response: &mut Response<Incoming>,
+    fits: impl Fn(&str) -> bool,
+) -> String {
     let mut text = String::new();
     let read = async {
         while !fits(&text) {
@@ -242,7 +245,7 @@ pub async fn read_until(response: &mut Response<Incoming>, fits: impl Fn(&str) -
 }
 
 /// An operation as the operations plugin would show it.
-pub fn operation(id: &OperationId, kind: &str, state: State) -> Operation {
+pub(crate) fn operation(id: &OperationId, kind: &str, state: State) -> Operation {
     Operation {
         id: id.clone(),
         kind: kind.into(),
@@ -257,11 +260,11 @@ pub fn operation(id: &OperationId, kind: &str, state: State) -> Operation {
     }
 }
 
-pub fn digest(of: char) -> contracts::Digest {
+pub(crate) fn digest(of: char) -> contracts::Digest {
     contracts::Digest::new(format!("sha256:{}", of.to_string().repeat(64))).unwrap()
 }
 
-pub fn descriptor() -> contracts::Descriptor {
+pub(crate) fn descriptor() -> contracts::Descriptor {
     contracts::Descriptor {
         media_type: "application/vnd.oci.image.manifest.v1+json".into(),
         digest: digest('a'),

@@ -1,14 +1,12 @@
-//! The HTTP surface over fakes: habits that hold for every resource.
+//! Habits that hold for every resource.
 
-mod support;
-
+use crate::support::{Answer, World, descriptor, over};
 use bus::testing::Fake;
 use contracts::images::{Get, Image, Put};
 use contracts::namespaces::{Info, List as ListNamespaces};
 use contracts::plugin::{List, PluginInfo, State};
 use contracts::{Error, ImageName, Namespace, Page, PluginId, Timestamp};
 use std::{cell::RefCell, rc::Rc};
-use support::{World, descriptor};
 
 fn plugin(id: &str, state: State) -> PluginInfo {
     PluginInfo {
@@ -220,13 +218,15 @@ async fn an_idempotency_key_stands_for_the_same_operation_on_the_same_path() {
     let again = get("a").header("idempotency-key", "k").send().await;
     let other = get("b").header("idempotency-key", "k").send().await;
     let fresh = get("a").send().await;
-    let id = |answer: &support::Answer| answer.header("gantry-operation").to_owned();
+    let id = |answer: &Answer| answer.header("gantry-operation").to_owned();
     assert_eq!(id(&first), id(&again));
     assert_ne!(id(&first), id(&other));
     assert_ne!(id(&first), id(&fresh));
-    let seen = seen.borrow();
-    assert_eq!(seen[0].0, seen[1].0);
-    assert_eq!(seen[0].1.as_deref(), Some("l1"));
+    {
+        let seen = seen.borrow();
+        assert_eq!(seen[0].0, seen[1].0);
+        assert_eq!(seen[0].1.as_deref(), Some("l1"));
+    }
     get("a")
         .header("idempotency-key", &"k".repeat(300))
         .send()
@@ -380,7 +380,7 @@ async fn tcp_wants_the_token_for_everything_but_its_health() {
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
             .await
             .unwrap();
-        support::over(stream, request, bytes::Bytes::new()).await
+        over(stream, request, bytes::Bytes::new()).await
     };
     assert_eq!(get("/healthz", None).await.status(), 200);
     let refused = get("/v1/version", None).await;
