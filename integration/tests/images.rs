@@ -144,7 +144,7 @@ async fn a_private_registry_opens_to_the_right_password_only() -> Outcome {
         .await?;
     let node = Node::start().await?;
     for (auth, says) in [
-        (Value::Null, "credentials"),
+        (Value::Null, "password"),
         (json!({"username": "anna", "password": "falsch"}), "anna"),
     ] {
         let (status, problem) = pull_with(&node, &name, auth).await?;
