@@ -88,6 +88,10 @@ impl<'a> Download<'a> {
     /// Drops the host that served last, because what it sent was wrong, and starts over; false when none is left.
     pub fn distrust(&mut self, error: Error) -> bool {
         self.at = 0;
+        let error = match self.sources.get(self.current) {
+            Some(source) => error.context(format!("registry {}", source.host.name())),
+            None => error,
+        };
         self.errors.push(error);
         self.current += 1;
         self.current < self.sources.len()

@@ -171,11 +171,19 @@ async fn commit(mut request: Request) -> Answer {
         expected: body.digest.map(Digest::new).transpose()?,
         labels: body.labels,
     };
-    let blob = request.call(commit).await?;
+    let blob = request.call(commit).await.map_err(mismatched)?;
     let place = format!(
         "/v1/namespaces/{}/content/{}",
         request.text("ns"),
         blob.digest
     );
     created(&place, BlobView::from(blob))
+}
+
+/// Bytes that are not what the client said are the client's mistake here, not a loss of ours.
+fn mismatched(error: Error) -> Error {
+    match error.is(Code::DataLoss) {
+        true => Error { code: Code::FailedPrecondition, ..error },
+        false => error,
+    }
 }
