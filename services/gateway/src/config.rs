@@ -18,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) tls_cert: String,
     /// PEM file with the certificate's key.
     pub(crate) tls_key: String,
+    /// PEM file with the certificates of who signs for clients: their certificates are as good as the token. Empty for none.
+    pub(crate) tls_client_ca: String,
     /// Seconds after which an idle stream shows that it lives.
     pub(crate) heartbeat_seconds: u64,
 }
@@ -29,6 +31,7 @@ impl Default for Config {
             token_file: String::new(),
             tls_cert: String::new(),
             tls_key: String::new(),
+            tls_client_ca: String::new(),
             // Below the 30 s after which common proxies close a silent connection.
             heartbeat_seconds: 15,
         }
@@ -59,13 +62,20 @@ impl Config {
 
     /// TLS, when it is set up. Errors: `FailedPrecondition` naming the file.
     pub(crate) fn tls(&self) -> Result<Option<Acceptor>> {
-        match (self.tls_cert.as_str(), self.tls_key.as_str()) {
-            ("", "") => Ok(None),
-            ("", _) | (_, "") => Err(Error::invalid(
-                "tls_cert and tls_key: one is set without the other",
-            )),
-            (cert, key) => tls::acceptor(Path::new(cert), Path::new(key)).map(Some),
+        let path = |file: &'static str, text: &str| match text {
+            "" => Err(Error::invalid(format!("{file}: TLS needs it too"))),
+            text => Ok(PathBuf::from(text)),
+        };
+        let settings = [&self.tls_cert, &self.tls_key, &self.tls_client_ca];
+        if settings.iter().all(|setting| setting.is_empty()) {
+            return Ok(None);
         }
+        let (cert, key) = (
+            path("tls_cert", &self.tls_cert)?,
+            path("tls_key", &self.tls_key)?,
+        );
+        let ca = Some(Path::new(&self.tls_client_ca)).filter(|ca| !ca.as_os_str().is_empty());
+        tls::acceptor(&cert, &key, ca).map(Some)
     }
 
     /// Where the token is.

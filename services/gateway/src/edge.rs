@@ -6,6 +6,7 @@ use crate::path::Path;
 use crate::request::Request;
 use crate::router::{Route, Table};
 use crate::token::Token;
+use crate::waits::Waits;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bus::Bus;
@@ -23,6 +24,8 @@ pub(crate) struct Edge {
     pub(crate) table: Table,
     /// What `/metrics` tells about requests.
     pub(crate) metrics: Metrics,
+    /// Requests that wait for tasks or follow their logs.
+    pub(crate) waits: Waits,
     /// How often an idle stream shows that it lives.
     pub(crate) heartbeat: Duration,
 }

@@ -15,9 +15,11 @@
 //! | `request.rs` | parameters, headers, strict JSON; the context that the bus carries |
 //! | `routes/` | one file per resource: the table's rows and their handlers of a few lines |
 //! | `work.rs` | long work: start, wait, stream progress |
+//! | `waits.rs` | how many requests may wait for tasks at a time |
 //! | `stream.rs` | server-sent events, JSON lines, heartbeat |
 //! | `range.rs` `pipe.rs` `signal.rs` | parts of blobs; bodies ↔ descriptors; signals by name |
 //! | `convert/` | contracts ↔ the JSON that users see |
+//! | `lists.rs` | filters and pages for lists whose owner has none |
 //! | `errors.rs` | error classes → status and problem documents |
 //! | `openapi.rs` `metrics.rs` | the table and its traffic, described |
 //!
@@ -31,6 +33,7 @@ mod config;
 mod convert;
 mod edge;
 mod errors;
+mod lists;
 mod metrics;
 mod openapi;
 mod path;
@@ -45,6 +48,7 @@ mod signal;
 mod stream;
 mod tls;
 mod token;
+mod waits;
 mod work;
 
 use bus::Registration;

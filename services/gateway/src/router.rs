@@ -172,6 +172,12 @@ impl Route {
         self
     }
 
+    /// Whether it answers this method. A HEAD is answered as a GET whose body is left out, unless that may be endless.
+    fn offers(&self, method: &Method) -> bool {
+        let short = *method == Method::HEAD && self.method == Method::GET;
+        self.method == *method || (short && self.media == Media::Json)
+    }
+
     /// Whether it changes anything.
     pub(crate) fn mutates(&self) -> bool {
         !matches!(self.method, Method::GET | Method::HEAD)
@@ -224,7 +230,7 @@ impl Table {
             });
         };
         let same = || plain().filter(|route| route.pattern == first.pattern);
-        match same().find(|route| route.method == *method) {
+        match same().find(|route| route.offers(method)) {
             Some(route) => Ok((
                 route.clone(),
                 path.matches(route.pattern).unwrap_or_default(),

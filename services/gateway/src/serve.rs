@@ -4,7 +4,7 @@
 //! each accepted connection is a local task that drives the HTTP/1 service directly.
 
 use crate::edge::Edge;
-use crate::tls::Acceptor;
+use crate::tls::{self, Acceptor};
 use crate::token::Token;
 use actix_http::HttpService;
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, map_config};
@@ -32,13 +32,14 @@ pub(crate) async fn unix(edge: Rc<Edge>, listener: UnixListener) {
     }
 }
 
-/// Answers connections of a TCP listener, where every request must show the token.
+/// Answers connections of a TCP listener, where requests show the token unless the connection shows a client certificate.
 pub(crate) async fn tcp(
     edge: Rc<Edge>,
     listener: TcpListener,
     token: Rc<Token>,
     tls: Option<Acceptor>,
 ) {
+    let known = Rc::new(connections(edge.clone(), None).await);
     let serve = Rc::new(connections(edge, Some(token)).await);
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -54,9 +55,10 @@ pub(crate) async fn tcp(
             serve(Box::new(stream), Some(peer));
             continue;
         };
-        let serve = serve.clone();
+        let (serve, known) = (serve.clone(), known.clone());
         actix::spawn(async move {
             match tokio::time::timeout(HEAD, tls.accept(stream)).await {
+                Ok(Ok(stream)) if tls::known(&stream) => known(Box::new(stream), Some(peer)),
                 Ok(Ok(stream)) => serve(Box::new(stream), Some(peer)),
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "tls handshake"),
                 Err(_) => tracing::debug!(%peer, "tls handshake takes too long"),

@@ -5,6 +5,7 @@ use crate::edge::Edge;
 use crate::metrics::Metrics;
 use crate::router::Table;
 use crate::token::Token;
+use crate::waits::Waits;
 use crate::{routes, serve};
 use actix::{Actor, Context};
 use bus::{Boot, Routes};
@@ -43,6 +44,7 @@ impl GatewayService {
             bus: boot.bus,
             table: Table::new(routes::all()),
             metrics: Metrics::default(),
+            waits: Waits::default(),
             heartbeat: Duration::from_secs(boot.config.heartbeat_seconds.max(1)),
         });
         let mut service = Self {

@@ -38,15 +38,6 @@ impl<T> PageView<T> {
             version: page.version,
         }
     }
-
-    /// Shows a list that always fits.
-    pub(crate) fn whole(items: Vec<T>) -> Self {
-        Self {
-            items,
-            next_page_token: String::new(),
-            version: 0,
-        }
-    }
 }
 
 /// A change of labels.

@@ -151,6 +151,7 @@ async fn run(mut request: Request) -> Answer {
 
 /// Waits for the end of a task's first process.
 async fn ended(request: &Request, id: &ContainerId) -> Result<Task> {
+    let _waiting = request.edge.waits.enter()?;
     let long = request.long()?;
     let wait = Wait {
         id: id.clone(),

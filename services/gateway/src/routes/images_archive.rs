@@ -8,7 +8,7 @@ use crate::router::{Media, Param, Route, post};
 use crate::stream;
 use crate::work::{self, WAIT, When};
 use contracts::operations::{Export, Import, Operation, Outcome, Work};
-use contracts::{Error, Fd, OperationId, Result};
+use contracts::{Code, Error, Fd, OperationId, Result};
 use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -60,7 +60,13 @@ async fn import(mut request: Request) -> Answer {
     }
     let response = match request.when(When::Begun)? {
         When::Begun => {
-            pump.await?;
+            let pumped = pump.await;
+            if pumped.as_ref().is_err_and(|e| e.is(Code::Cancelled)) {
+                // The reader has closed its end early: only the operation knows whether it has seen enough.
+                work::end(&request, &begun.id).await?;
+            } else {
+                pumped?;
+            }
             work::accepted(&begun)
         }
         When::Finished => {
@@ -75,7 +81,7 @@ async fn import(mut request: Request) -> Answer {
 /// Prefers what the operation says, unless it failed because the client's body broke off.
 fn told(pumped: Result<u64>, ended: Result<Outcome, Problem>) -> Result<Outcome, Problem> {
     match (pumped, ended) {
-        (Err(broken), Err(_)) if broken.is(contracts::Code::Aborted) => Err(broken.into()),
+        (Err(broken), Err(_)) if broken.is(Code::Aborted) => Err(broken.into()),
         (_, ended) => ended,
     }
 }

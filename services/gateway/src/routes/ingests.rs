@@ -87,7 +87,12 @@ async fn write(mut request: Request) -> Answer {
         .into_owned()
         .map_err(|e| Error::exhausted(format!("pipe: {e}")))?;
     let written = match body {
-        Some(body) => pipe::pump(body, pipe).await?,
+        Some(body) => match pipe::pump(body, pipe).await {
+            Err(error) if error.is(Code::Cancelled) => {
+                return Err(stopped(&request, &name).await.into());
+            }
+            pumped => pumped?,
+        },
         None => 0,
     };
     match place {
@@ -123,6 +128,23 @@ fn misplaced(name: &Ref, start: u64, offset: u64) -> Problem {
         0 => problem,
         // As upload protocols of registries tell it.
         offset => problem.header(header::RANGE, format!("0-{}", offset - 1)),
+    }
+}
+
+/// Asks the store why it takes no more bytes: it says so when the write is opened again.
+async fn stopped(request: &Request, name: &Ref) -> Error {
+    let write = Write {
+        r#ref: name.clone(),
+        expected: None,
+        total: 0,
+        restart: false,
+    };
+    match request.call(write).await {
+        Err(error) => error,
+        Ok(writer) => Error::aborted(format!(
+            "ingest {name}: the store stopped taking bytes, go on at {}",
+            writer.offset
+        )),
     }
 }
 
@@ -183,7 +205,10 @@ async fn commit(mut request: Request) -> Answer {
 /// Bytes that are not what the client said are the client's mistake here, not a loss of ours.
 fn mismatched(error: Error) -> Error {
     match error.is(Code::DataLoss) {
-        true => Error { code: Code::FailedPrecondition, ..error },
+        true => Error {
+            code: Code::FailedPrecondition,
+            ..error
+        },
         false => error,
     }
 }

@@ -67,12 +67,14 @@ async fn logs(request: Request) -> Answer {
         until: request.moment("until")?,
         tail: request.number("tail")?,
     };
+    let waiting = request.edge.waits.enter()?;
     let mut lines = lines(request.bus().clone(), request.long()?, wanted).peekable();
     let first = std::pin::Pin::new(&mut lines).peek();
     if let Ok(Some(Err(error))) = tokio::time::timeout(FIRST, first).await {
         return Err(error.clone().into());
     }
     let lines = lines.filter(move |line| {
+        let _ = &waiting;
         let wanted = |stderr| line.as_ref().is_ok_and(|line| line.stderr != stderr);
         std::future::ready(!shown.stderr.is_some_and(wanted))
     });

@@ -7,6 +7,7 @@ mod events;
 mod gc;
 mod images;
 mod images_archive;
+mod images_usage;
 mod ingests;
 mod later;
 mod leases;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Route> {
         content::routes(),
         snapshots::routes(),
         images_archive::routes(),
+        images_usage::routes(),
         images::routes(),
         containers::routes(),
         logs::routes(),

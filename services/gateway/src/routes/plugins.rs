@@ -4,7 +4,8 @@ use super::node::text;
 use crate::convert::PageView;
 use crate::convert::node::{GraphView, PluginView, dot, mermaid};
 use crate::errors::Answer;
-use crate::request::{Request, ok};
+use crate::lists;
+use crate::request::{LISTED, Request, ok};
 use crate::router::{Route, get, post};
 use contracts::Error;
 use contracts::plugin::{Get, Graph, List, Restart, Start, Stop};
@@ -13,6 +14,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/plugins", list)
             .says("All plugins, by id")
+            .query(&LISTED)
             .answers::<PageView<PluginView>>(),
         get("/v1/plugins/{id*}", show)
             .says("One plugin: state, process, what it was granted, why it ended last time")
@@ -36,7 +38,7 @@ pub(super) fn routes() -> Vec<Route> {
 async fn list(request: Request) -> Answer {
     let plugins = request.call(List {}).await?;
     let views: Vec<PluginView> = plugins.into_iter().map(Into::into).collect();
-    ok(PageView::whole(views))
+    lists::part(&request, views)
 }
 
 async fn show(request: Request) -> Answer {

@@ -3,6 +3,7 @@
 use crate::convert::snapshot::{MountsView, SnapshotView, UsageView};
 use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::Answer;
+use crate::lists;
 use crate::request::{LISTED, Request, created, encode, nothing, ok};
 use crate::router::{Route, delete, get, patch, post};
 use contracts::snapshots::{
@@ -16,6 +17,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/snapshots", drivers)
             .says("Snapshot drivers")
+            .query(&LISTED)
             .answers::<PageView<DriverView>>(),
         get("/v1/namespaces/{ns}/snapshots/{driver}", list)
             .says("Snapshots of a driver, by key")
@@ -95,7 +97,7 @@ async fn drivers(request: Request) -> Answer {
             rebase: info.rebase,
         });
     }
-    ok(PageView::whole(views))
+    lists::part(&request, views)
 }
 
 async fn list(request: Request) -> Answer {

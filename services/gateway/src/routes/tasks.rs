@@ -231,6 +231,7 @@ async fn wait(request: Request) -> Answer {
         id: request.part("id")?,
         exec: request.query("exec").map(ExecId::new).transpose()?,
     };
+    let _waiting = request.edge.waits.enter()?;
     let exit = request.bus().call(&request.long()?, wait).await?;
     ok(ExitView::from(exit))
 }

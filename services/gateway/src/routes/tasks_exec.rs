@@ -6,7 +6,8 @@ use crate::convert::PageView;
 use crate::convert::task::{ExecView, ExitView, RanView};
 use crate::convert::text;
 use crate::errors::{Answer, Problem};
-use crate::request::{Request, created, nothing, ok};
+use crate::lists;
+use crate::request::{LISTED, Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post};
 use crate::work::{WAIT, When};
 use bus::Ctx;
@@ -31,6 +32,7 @@ pub(super) fn routes() -> Vec<Route> {
             .answers::<RanView>(),
         get("/v1/namespaces/{ns}/tasks/{id}/execs", list)
             .says("The added processes of a task")
+            .query(&LISTED)
             .answers::<PageView<ExecView>>(),
         get("/v1/namespaces/{ns}/tasks/{id}/execs/{exec}", show)
             .says("One added process")
@@ -137,6 +139,7 @@ async fn begin(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<()>
 
 /// Runs an added process to its end and reads what it wrote.
 async fn collect(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<RanView> {
+    let _waiting = request.edge.waits.enter()?;
     begin(request, id, exec).await?;
     let long = request.long()?;
     let wait = Wait {
@@ -195,7 +198,7 @@ async fn list(request: Request) -> Answer {
     let id = request.part("id")?;
     let execs = request.call(Execs { id }).await?;
     let views: Vec<ExecView> = execs.into_iter().map(Into::into).collect();
-    ok(PageView::whole(views))
+    lists::part(&request, views)
 }
 
 async fn find(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<ExecInfo, Problem> {

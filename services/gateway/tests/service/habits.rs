@@ -401,3 +401,34 @@ async fn tcp_wants_the_token_for_everything_but_its_health() {
     let shown = format!("Bearer {}", token.trim());
     assert_eq!(get("/v1/version", Some(shown)).await.status(), 200);
 }
+
+#[actix_rt::test]
+async fn a_head_request_is_a_get_without_its_body() {
+    let edge = World::default().start();
+    let get = edge.get("/v1/version").await;
+    let head = edge.ask("HEAD", "/v1/version").send().await;
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
+    assert_eq!(head.header("content-length"), get.body.len().to_string());
+    edge.ask("HEAD", "/v1/events").send().await;
+}
+
+#[actix_rt::test]
+async fn a_short_list_has_filters_and_pages_too() {
+    let supervisor = Fake::new("core").on(|_, _: List| {
+        let ready = plugin("content/local", State::Ready);
+        Ok(vec![ready, plugin("tasks/local", State::Backoff)])
+    });
+    let edge = World {
+        supervisor,
+        ..World::default()
+    }
+    .start();
+    let waiting = edge.get("/v1/plugins?filter=state!%3Dready").await.json();
+    assert_eq!(waiting["items"].as_array().unwrap().len(), 1);
+    assert_eq!(waiting["items"][0]["id"], "tasks/local");
+    let first = edge.get("/v1/plugins?limit=1").await.json();
+    assert_eq!(first["next_page_token"], "1");
+    edge.get("/v1/plugins?filter=%3D")
+        .await
+        .problem(400, "INVALID_ARGUMENT");
+}

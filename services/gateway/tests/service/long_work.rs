@@ -334,3 +334,27 @@ async fn an_export_that_fails_later_does_not_look_complete() {
     let body = http_body_util::BodyExt::collect(response.into_body()).await;
     assert!(body.is_err(), "the connection is cut");
 }
+
+#[actix_rt::test]
+async fn an_import_that_fails_early_says_why_and_not_that_its_pipe_broke() {
+    let operations = Fake::new("local")
+        .on(|ctx, start: Start| {
+            drop(start.work);
+            Ok(operation(&ctx.operation, "import", State::Running))
+        })
+        .stream(|_, watch: Watch| {
+            Ok(vec![Operation {
+                error: Some(Error::invalid("archive: is not a tar")),
+                ..operation(&watch.id, "import", State::Failed)
+            }])
+        });
+    let edge = edge(operations);
+    for wait in ["", "?wait=true"] {
+        let path = format!("/v1/namespaces/default/images:import{wait}");
+        let answer = edge.ask("POST", &path).body(vec![0; 300_000]).send().await;
+        assert_eq!(
+            answer.problem(400, "INVALID_ARGUMENT"),
+            "archive: is not a tar"
+        );
+    }
+}
