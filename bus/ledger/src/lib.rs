@@ -17,6 +17,7 @@
 
 mod deliver;
 mod fault;
+mod file;
 mod generation;
 mod table;
 mod writer;

@@ -1,13 +1,13 @@
 //! The one thread that writes, and the handle to it.
 
 use crate::Fault;
+use crate::file::File;
 use crate::table::{DONE, META, OUTBOX, Snapshot, Tx, fault, outbox_key};
 use contracts::{OperationId, Timestamp, events::Entry};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
-    time::{Duration, Instant},
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -17,8 +17,6 @@ const BATCH: usize = 512;
 const KEPT: i64 = 24 * 3600;
 /// How many old replies one commit forgets at most, so that forgetting never makes a write slow.
 const FORGET: usize = 64;
-/// How long an owner waits for its predecessor to let go of the file.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a store tells its ledger.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +45,7 @@ pub struct Ledger {
 }
 
 struct Inner {
-    db: Arc<redb::Database>,
-    path: Arc<Path>,
+    file: Arc<File>,
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<std::thread::JoinHandle<()>>,
     outbox: Arc<Outbox>,
@@ -93,14 +90,12 @@ impl Ledger {
     ///
     /// Blocks. Errors: `InUse`, `Damaged`, `Newer`, `Full`, `Io`.
     pub fn open(path: impl Into<PathBuf>, config: LedgerConfig) -> Result<Self, Fault> {
-        let path: Arc<Path> = path.into().into();
-        let db = Arc::new(open(&path, config.cache)?);
-        let epoch = prepare(&db, &path, &config)?;
+        let file = Arc::new(File::open(path.into().into(), config.cache)?);
+        let epoch = prepare(&file, &config)?;
         let outbox = Arc::<Outbox>::default();
         let (jobs, queue) = mpsc::channel();
         let writer = Writer {
-            db: db.clone(),
-            path: path.clone(),
+            file: file.clone(),
             outbox: outbox.clone(),
         };
         let thread = std::thread::Builder::new()
@@ -108,10 +103,9 @@ impl Ledger {
             .stack_size(512 << 10);
         let writer = thread
             .spawn(move || writer.run(&queue))
-            .map_err(|e| Fault::Io(path.to_path_buf(), e.to_string()))?;
+            .map_err(|e| Fault::Io(file.path.to_path_buf(), e.to_string()))?;
         let inner = Inner {
-            db,
-            path,
+            file,
             jobs: Some(jobs),
             writer: Some(writer),
             outbox,
@@ -127,7 +121,7 @@ impl Ledger {
         &self,
         look: impl FnOnce(&Snapshot) -> Result<T, E>,
     ) -> Result<T, E> {
-        look(&Snapshot::of(&self.inner.db, &self.inner.path)?)
+        look(&self.inner.file.snapshot()?)
     }
 
     /// Changes something; returns when it is on disk, together with its events and its reply.
@@ -157,7 +151,7 @@ impl Ledger {
             settle: Box::new(move |outcome| drop(answer.send(outcome))),
         };
         self.submit(job)?;
-        let closing = || Fault::Closing(self.inner.path.to_path_buf());
+        let closing = || Fault::Closing(self.inner.file.path.to_path_buf());
         let outcome = answered.await.map_err(|_| closing())?;
         let result = filled.lock().ok().and_then(|mut slot| slot.take());
         match (outcome, result) {
@@ -173,7 +167,7 @@ impl Ledger {
         if sent == Some(true) {
             Ok(())
         } else {
-            Err(Fault::Closing(self.inner.path.to_path_buf()))
+            Err(Fault::Closing(self.inner.file.path.to_path_buf()))
         }
     }
 
@@ -262,22 +256,11 @@ fn first_reply<T: DeserializeOwned, E: From<Fault>>(
     Ok(Some(reply))
 }
 
-fn open(path: &Path, cache: usize) -> Result<redb::Database, Fault> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match redb::Database::builder().set_cache_size(cache).create(path) {
-            Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            result => return result.map_err(|e| fault(path, e)),
-        }
-    }
-}
-
 /// Checks the schema, brings older ones up, and names this life of the file. Answers the name.
-fn prepare(db: &redb::Database, path: &Arc<Path>, config: &LedgerConfig) -> Result<u64, Fault> {
+fn prepare(file: &File, config: &LedgerConfig) -> Result<u64, Fault> {
+    let path = &file.path;
     let known: Result<_, Fault> = (|| {
-        let snapshot = Snapshot::of(db, path)?;
+        let snapshot = file.snapshot()?;
         Ok((
             snapshot.get(&META, "schema")?,
             snapshot.get(&META, "epoch")?,
@@ -295,6 +278,7 @@ fn prepare(db: &redb::Database, path: &Arc<Path>, config: &LedgerConfig) -> Resu
         }
         _ => {}
     }
+    let db = file.database()?;
     let transaction = db.begin_write().map_err(|e| fault(path, e))?;
     let now = Timestamp::now();
     let epoch = epoch.unwrap_or(now.0.unsigned_abs());
@@ -315,8 +299,7 @@ fn prepare(db: &redb::Database, path: &Arc<Path>, config: &LedgerConfig) -> Resu
 }
 
 struct Writer {
-    db: Arc<redb::Database>,
-    path: Arc<Path>,
+    file: Arc<File>,
     outbox: Arc<Outbox>,
 }
 
@@ -331,6 +314,7 @@ impl Writer {
 
     /// Commits a batch; what fails is answered at once and the rest is done again without it.
     fn commit(&self, mut batch: Vec<Job>) {
+        let mut reopened = false;
         let outcome = loop {
             match self.attempt(&mut batch) {
                 Ok(None) => break Ok(()),
@@ -339,7 +323,15 @@ impl Writer {
                     // Its own error waits in its slot.
                     (job.settle)(Ok(()));
                 }
-                Err(fault) => break Err(fault),
+                // It may be an earlier failure that is told again: a file that is opened anew says how things are now.
+                Err(Fault::Io(..)) if !reopened => {
+                    reopened = true;
+                    self.file.close();
+                }
+                Err(fault) => {
+                    self.file.close();
+                    break Err(fault);
+                }
             }
         };
         for job in batch {
@@ -347,17 +339,19 @@ impl Writer {
                 Ok(()) => Ok(()),
                 Err(Fault::Full(path)) => Err(Fault::Full(path.clone())),
                 Err(Fault::Damaged(path, why)) => Err(Fault::Damaged(path.clone(), why.clone())),
-                Err(other) => Err(Fault::Io(self.path.to_path_buf(), other.to_string())),
+                Err(Fault::Io(path, why)) => Err(Fault::Io(path.clone(), why.clone())),
+                Err(other) => Err(Fault::Io(self.file.path.to_path_buf(), other.to_string())),
             });
         }
     }
 
     /// Runs the batch in one transaction. Answers which write failed, if one did; then nothing is kept.
     fn attempt(&self, batch: &mut [Job]) -> Result<Option<usize>, Fault> {
-        let transaction = self.db.begin_write().map_err(|e| fault(&self.path, e))?;
+        let (db, path) = (self.file.database()?, &self.file.path);
+        let transaction = db.begin_write().map_err(|e| fault(path, e))?;
         let mut tx = Tx {
             transaction: &transaction,
-            path: &self.path,
+            path,
             now: Timestamp::now(),
             changes: 0,
             emitted: false,
@@ -381,12 +375,12 @@ impl Writer {
             }
         }
         if failed.is_some() || tx.changes == 0 {
-            transaction.abort().map_err(|e| fault(&self.path, e))?;
+            transaction.abort().map_err(|e| fault(path, e))?;
             return Ok(failed);
         }
         let emitted = tx.emitted;
         self.tidy(&mut tx)?;
-        transaction.commit().map_err(|e| fault(&self.path, e))?;
+        transaction.commit().map_err(|e| fault(path, e))?;
         if emitted {
             self.outbox.more.notify_one();
         }

@@ -147,3 +147,47 @@ async fn events_reach_the_log_once_and_in_order_also_after_a_restart() {
     .unwrap();
     assert_eq!(*log.borrow(), expected);
 }
+
+/// A file system of 4 MiB, unmounted at the end.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let args = ["-t", "tmpfs", "-o", "size=4m", "none"];
+        let mut mount = std::process::Command::new("mount");
+        assert!(mount.args(args).arg(dir.path()).status().unwrap().success());
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let mut umount = std::process::Command::new("umount");
+        let _ = umount.arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_until_there_is_room_and_loses_nothing() {
+    let small = Small::new();
+    let ledger = open(&small.0);
+    put(&ledger, None, "before", "1").await.unwrap();
+    let ballast = small.0.path().join("ballast");
+    std::fs::write(&ballast, vec![0; 4 << 20]).unwrap_err();
+    let large = "x".repeat(2 << 20);
+    for _ in 0..2 {
+        let large = large.clone();
+        let full: Result<()> = ledger
+            .write(None, move |tx| Ok(tx.put(&THINGS, "large", &large)?))
+            .await;
+        let error = full.unwrap_err();
+        assert!(error.is(contracts::Code::ResourceExhausted), "{error}");
+    }
+    std::fs::remove_file(ballast).unwrap();
+    put(&ledger, None, "after", "2").await.unwrap();
+    let read = |key| ledger.read::<_, Error>(|snapshot| Ok(snapshot.get(&THINGS, key)?));
+    assert_eq!(read("before").unwrap().as_deref(), Some("1"));
+    assert_eq!(read("after").unwrap().as_deref(), Some("2"));
+    assert_eq!(read("large").unwrap(), None);
+}
