@@ -1,10 +1,11 @@
 //! Messages ↔ an actix actor: what a handler is given, what it answers, and which messages are routed to it.
 
 use crate::client::Ctx;
+use actix::dev::{MessageResponse, OneshotSender};
 use actix::{Actor, Addr, Context, Handler, Message};
 use contracts::{Error, Fd, Kind, Method, Request, Result, Service, fd};
 use futures_util::{StreamExt, future::LocalBoxFuture, stream::BoxStream};
-use std::{collections::HashMap, marker::PhantomData};
+use std::{collections::HashMap, marker::PhantomData, pin::Pin};
 
 /// A read or write in flight: the request and on whose behalf it is made.
 #[derive(Debug)]
@@ -27,9 +28,49 @@ pub struct Open<R> {
 /// What a stream yields. It is dropped when the caller has gone.
 pub type Items<R> = BoxStream<'static, Result<<R as Request>::Reply>>;
 /// What a handler of [`Call`] answers.
-pub type Reply<R> = actix::ResponseFuture<Result<<R as Request>::Reply>>;
+pub type Reply<R> = Answered<<R as Request>::Reply>;
 /// What a handler of [`Open`] answers.
-pub type Streaming<R> = actix::ResponseFuture<Result<Items<R>>>;
+pub type Streaming<R> = Answered<Items<R>>;
+/// An answer in the making: any future, boxed with `Box::pin`.
+pub type Answered<T> = Pin<Box<dyn Answering<Output = Result<T>>>>;
+
+/// A future that a handler answers with.
+///
+/// actix would run its own to their end even when nobody waits: a `wait` of a caller that has gone would stay for as
+/// long as the container runs. These are dropped with their caller, unless they write.
+pub trait Answering: Future {}
+
+impl<F: Future> Answering for F {}
+
+impl<A: Actor, R: Request> MessageResponse<A, Call<R>> for Reply<R> {
+    fn handle(self, _: &mut A::Context, caller: Option<OneshotSender<Result<R::Reply>>>) {
+        answer(R::KIND, self, caller);
+    }
+}
+
+impl<A: Actor, R: Request> MessageResponse<A, Open<R>> for Streaming<R> {
+    fn handle(self, _: &mut A::Context, caller: Option<OneshotSender<Result<Items<R>>>>) {
+        answer(R::KIND, self, caller);
+    }
+}
+
+fn answer<T: 'static>(
+    kind: Kind,
+    mut answer: Answered<T>,
+    caller: Option<OneshotSender<Result<T>>>,
+) {
+    actix::spawn(async move {
+        let Some(mut caller) = caller else {
+            return drop(answer.await);
+        };
+        let result = tokio::select! {
+            result = &mut answer => result,
+            () = caller.closed(), if kind != Kind::Write => return,
+        };
+        // A write whose caller has gone is answered when it is repeated.
+        drop(caller.send(result));
+    });
+}
 
 impl<R: Request> Message for Call<R> {
     type Result = Result<R::Reply>;
@@ -40,7 +81,7 @@ impl<R: Request> Message for Open<R> {
 }
 
 /// Runs `work` where blocking is allowed and answers with its result.
-pub fn on_disk<T, E, F>(work: F) -> actix::ResponseFuture<Result<T>>
+pub fn on_disk<T, E, F>(work: F) -> Answered<T>
 where
     T: Send + 'static,
     E: Into<Error> + Send + 'static,

@@ -33,7 +33,9 @@ mod privileges;
 pub mod server;
 pub mod testing;
 
-pub use actor::{Call, Dispatch, Items, Open, Reply, Routes, Streaming, items, on_disk};
+pub use actor::{
+    Answered, Answering, Call, Dispatch, Items, Open, Reply, Routes, Streaming, items, on_disk,
+};
 pub use client::{Bus, Ctx, DEFAULT_DEADLINE};
 pub use envelope::PROTOCOL;
 pub use plugin::{Boot, Registration, host};
