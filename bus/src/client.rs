@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// How long a call may take when nobody said otherwise: longer than any restart, shorter than a user's patience.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// More than anybody waits, and little enough to be added to any moment.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// On whose behalf something is done. Made at an edge, and passed on by every handler.
 #[derive(Clone, Debug)]
 pub struct Ctx {
@@ -48,9 +51,9 @@ impl Ctx {
         self
     }
 
-    /// The same with `left` from now on as its deadline.
+    /// The same with `left` from now on as its deadline, at most a hundred years.
     pub fn with_deadline(mut self, left: Duration) -> Self {
-        self.deadline = Instant::now() + left;
+        self.deadline = Instant::now() + left.min(CENTURY);
         self
     }
 

@@ -87,7 +87,7 @@ pub(crate) fn resume<Out: Serialize, In: DeserializeOwned>(
 pub(crate) fn pack<T: Serialize>(message: &T) -> contracts::Result<Packet> {
     let (bytes, fds) = fd::sending(|| codec::encode(message));
     let bytes = bytes.map_err(|e| Error::exhausted(format!("message: {e}")))?;
-    Ok(Packet { bytes, fds })
+    Packet::new(bytes, fds)
 }
 
 pub(crate) fn unpack<T: DeserializeOwned>(packet: Packet) -> contracts::Result<T> {

@@ -47,5 +47,5 @@ pub(crate) struct CallFrame {
 }
 
 /// Encoded value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Body(#[serde(with = "serde_bytes")] pub(crate) Vec<u8>);

@@ -4,9 +4,10 @@
 //! flags (bit 0: last fragment), number of descriptors, two zero bytes. Descriptors ride on the first byte of the
 //! message's first fragment, so every receive is a `recvmsg`: a plain read would drop them.
 
-use contracts::Fd;
+use contracts::{Error, Fd};
+use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use std::{
@@ -14,6 +15,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
 };
 use tokio::{io::Interest, net::UnixStream};
 
@@ -21,6 +23,8 @@ use tokio::{io::Interest, net::UnixStream};
 pub(crate) const FRAGMENT: usize = 64 << 10;
 /// Most descriptors of one message.
 pub(crate) const MAX_FDS: usize = 16;
+/// How long to wait until other readers have taken descriptors off their sockets.
+const PAUSE: Duration = Duration::from_millis(2);
 const HEADER: usize = 8;
 const LAST: u8 = 1;
 
@@ -32,8 +36,19 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
+    /// A message with its descriptors. Errors: `ResourceExhausted` for more than [`MAX_FDS`] of them.
+    pub(crate) fn new(bytes: Vec<u8>, fds: Vec<Fd>) -> contracts::Result<Self> {
+        if fds.len() > MAX_FDS {
+            return Err(Error::exhausted(format!(
+                "{} file descriptors in one message, at most {MAX_FDS} may travel together",
+                fds.len()
+            )));
+        }
+        Ok(Self { bytes, fds })
+    }
+
     /// Lays the message out as fragments.
-    fn fragments(&self, out: &mut Vec<u8>) {
+    pub(crate) fn fragments(&self, out: &mut Vec<u8>) {
         let mut chunks = self.bytes.chunks(FRAGMENT - HEADER).peekable();
         let mut fds = self.fds.len() as u8;
         loop {
@@ -67,14 +82,21 @@ pub(crate) async fn write(stream: &UnixStream, packets: &mut VecDeque<Packet>) -
     send(stream, &buffer, &[]).await
 }
 
-async fn send(stream: &UnixStream, mut bytes: &[u8], fds: &[Fd]) -> io::Result<()> {
+pub(crate) async fn send(stream: &UnixStream, mut bytes: &[u8], fds: &[Fd]) -> io::Result<()> {
     let mut fds = fds;
     while !bytes.is_empty() {
-        let sent = stream
-            .async_io(Interest::WRITABLE, || send_some(stream.as_fd(), bytes, fds))
-            .await?;
-        bytes = &bytes[sent..];
-        fds = &[];
+        let some = || send_some(stream.as_fd(), bytes, fds);
+        match stream.async_io(Interest::WRITABLE, some).await {
+            Ok(sent) => {
+                bytes = &bytes[sent..];
+                fds = &[];
+            }
+            // The kernel bounds what a user has under way in all sockets: readers make room.
+            Err(e) if e.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(e) => return Err(e),
+        }
     }
     Ok(())
 }
@@ -103,7 +125,9 @@ fn send_some(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[Fd]) -> io::Result<usi
 pub(crate) struct Reader {
     bytes: Vec<u8>,
     start: usize,
-    fds: VecDeque<OwnedFd>,
+    /// What came with the messages that announce descriptors, in their order. A batch is short when this process has
+    /// no room for more: its message then fails, and those behind it do not.
+    batches: VecDeque<Vec<OwnedFd>>,
     message: Vec<u8>,
     message_fds: Vec<Fd>,
 }
@@ -154,12 +178,21 @@ impl Reader {
             rustix::net::recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC);
         let received = result.as_ref().map_or(0, |message| message.bytes);
         self.bytes.truncate(filled + received);
+        let mut batch = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                batch.extend(fds);
             }
         }
-        result?;
+        if !batch.is_empty() || result?.flags.contains(ReturnFlags::CTRUNC) {
+            self.batches.push_back(batch);
+        }
+        // One for the message that is read and one for that behind it: more was never announced.
+        if self.batches.len() > 2 {
+            return Err(malformed(
+                "file descriptors from peer that belong to no message",
+            ));
+        }
         Ok(received)
     }
 
@@ -171,14 +204,17 @@ impl Reader {
             self.message
                 .extend_from_slice(&self.bytes[self.start + HEADER..chunk_end]);
             self.start = chunk_end;
-            if self.message.len() > codec::LIMIT + FRAGMENT || fds > MAX_FDS || self.fds.len() < fds
-            {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "malformed message from peer",
-                ));
+            let batch = match fds {
+                0 => Some(Vec::new()),
+                _ => self.batches.pop_front(),
+            };
+            let (Some(batch), true) = (batch, self.message.len() <= codec::LIMIT + FRAGMENT) else {
+                return Err(malformed("malformed message from peer"));
+            };
+            if batch.len() > fds || self.message_fds.len() + fds > MAX_FDS {
+                return Err(malformed("more file descriptors from peer than announced"));
             }
-            self.message_fds.extend(self.fds.drain(..fds).map(Fd::from));
+            self.message_fds.extend(batch.into_iter().map(Fd::from));
             if last {
                 let bytes = std::mem::take(&mut self.message);
                 return Ok(Some(Packet {
@@ -197,12 +233,13 @@ impl Reader {
         };
         let length = u32::from_le_bytes([a, b, c, d]) as usize;
         if length > FRAGMENT - HEADER {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("fragment of {length} bytes from peer"),
-            ));
+            return Err(malformed(&format!("fragment of {length} bytes from peer")));
         }
         let end = self.start + HEADER + length;
         Ok((end <= self.bytes.len()).then_some((end, flags & LAST != 0, fds as usize)))
     }
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }

@@ -1,19 +1,25 @@
 //! One edge seen by the plugin that calls: what is pending, what must be sent again, and what to say when nobody answers.
 //!
 //! The socket of a link comes and goes; the link stays. Reads and writes that are pending when the peer dies are sent
-//! again to its successor, with the same operation id and what is left of the deadline. A stream breaks with
-//! `Unavailable`: its reader knows where it was and opens a new one.
+//! again to its successor, with the same operation id and what is left of the deadline. A stream that was sent breaks
+//! with `Unavailable`: its reader knows where it was and opens a new one.
+//!
+//! At most [`WINDOW`] calls are pending; the next waits for its turn. So the peer never has more of this caller than it
+//! reads at once, and hears every cancellation.
+
+#[cfg(test)]
+mod tests;
 
 use crate::control::{pack, unpack};
 use crate::envelope::{Body, CallFrame, Frame};
 use crate::framing::{Packet, Reader};
-use crate::server::{FIRST_CREDIT, write_all};
+use crate::server::{FIRST_CREDIT, WINDOW, hang_up, write_all};
 use contracts::{Error, Fd, PluginId, Result, plugin::State};
-use std::{cell::Cell, cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::Cell, cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, sync::Arc};
 use tokio::{
     net::UnixStream,
-    sync::{mpsc, oneshot},
-    time::Instant,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, timeout_at},
 };
 
 /// Packets that may wait for the socket; callers wait beyond.
@@ -29,6 +35,7 @@ pub(crate) struct Link {
     pending: RefCell<BTreeMap<u64, Pending>>,
     connection: RefCell<Option<Connection>>,
     standing: RefCell<Standing>,
+    room: Arc<Semaphore>,
 }
 
 struct Connection {
@@ -49,18 +56,30 @@ struct Pending {
     deadline: Instant,
     fds: Vec<Fd>,
     waiter: Waiter,
+    /// The connection that it was last sent by.
+    sent: Option<u64>,
+    _room: OwnedSemaphorePermit,
 }
 
 enum Waiter {
     One(oneshot::Sender<Result<Encoded>>),
-    Many(mpsc::UnboundedSender<Result<Encoded>>),
+    Many(Queue),
+}
+
+/// Items that wait for a stream's reader, and how many they are.
+struct Queue {
+    items: mpsc::UnboundedSender<Result<Encoded>>,
+    ahead: Rc<Cell<u32>>,
 }
 
 /// A stream's receiving half; grants credit as items are taken, so at most [`FIRST_CREDIT`] wait in it.
 pub(crate) struct Items {
     link: Rc<Link>,
     id: u64,
+    method: String,
+    deadline: Instant,
     queue: mpsc::UnboundedReceiver<Result<Encoded>>,
+    ahead: Rc<Cell<u32>>,
     taken: u32,
 }
 
@@ -88,6 +107,7 @@ impl Link {
                 cause: String::new(),
                 chain: Vec::new(),
             }),
+            room: Arc::new(Semaphore::new(WINDOW)),
         })
     }
 
@@ -98,22 +118,25 @@ impl Link {
         fds: Vec<Fd>,
         deadline: Instant,
     ) -> Result<Encoded> {
-        self.refuse_when_failed()?;
         let method = call.method.clone();
-        let (answer, answered) = oneshot::channel();
-        let id = self.enter(call, fds, deadline, Waiter::One(answer));
-        let _withdraw = Withdraw {
-            link: self.clone(),
-            id,
+        let stopping = || Error::unavailable(format!("{method}: this plugin is stopping"));
+        let answered = async {
+            let room = self.room().await?;
+            let (answer, mut answered) = oneshot::channel();
+            let id = self.enter(call, fds, deadline, Waiter::One(answer), room);
+            let _withdraw = Withdraw {
+                link: self.clone(),
+                id,
+            };
+            // The answer may come first: that the peer has failed, or from the successor of one that reads nothing.
+            let result = tokio::select! {
+                biased;
+                result = &mut answered => result,
+                () = self.send(id) => answered.await,
+            };
+            result.unwrap_or_else(|_| Err(stopping()))
         };
-        self.send(id).await;
-        match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::unavailable(format!(
-                "{method}: this plugin is stopping"
-            ))),
-            Err(_) => Err(self.too_late(&method)),
-        }
+        self.in_time(&method, deadline, answered).await
     }
 
     /// Sends a call for a stream.
@@ -123,17 +146,50 @@ impl Link {
         fds: Vec<Fd>,
         deadline: Instant,
     ) -> Result<Items> {
-        self.refuse_when_failed()?;
-        let (items, queue) = mpsc::unbounded_channel();
-        let id = self.enter(call, fds, deadline, Waiter::Many(items));
-        let stream = Items {
-            link: self.clone(),
-            id,
-            queue,
-            taken: 0,
+        let method = call.method.clone();
+        let opened = async {
+            let room = self.room().await?;
+            let (items, queue) = mpsc::unbounded_channel();
+            let ahead = Rc::<Cell<u32>>::default();
+            let method = call.method.clone();
+            let waiter = Waiter::Many(Queue {
+                items,
+                ahead: ahead.clone(),
+            });
+            let id = self.enter(call, fds, deadline, waiter, room);
+            let stream = Items {
+                link: self.clone(),
+                id,
+                method,
+                deadline,
+                queue,
+                ahead,
+                taken: 0,
+            };
+            self.send(id).await;
+            Ok(stream)
         };
-        self.send(id).await;
-        Ok(stream)
+        self.in_time(&method, deadline, opened).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        method: &str,
+        deadline: Instant,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        match timeout_at(deadline, work).await {
+            Ok(result) => result,
+            Err(_) => Err(self.too_late(method)),
+        }
+    }
+
+    /// Waits for its turn. Errors: `Unavailable` when the peer has failed.
+    async fn room(&self) -> Result<OwnedSemaphorePermit> {
+        self.refuse_when_failed()?;
+        let room = self.room.clone().acquire_owned().await;
+        self.refuse_when_failed()?;
+        room.map_err(|_| self.unavailable())
     }
 
     /// Takes over a fresh socket and sends again what is pending.
@@ -151,14 +207,13 @@ impl Link {
         }));
         actix::spawn(self.clone().read_all(stream, number));
         let pending: Vec<u64> = self.pending.borrow().keys().copied().collect();
-        actix::spawn(self.clone().resend(pending));
+        actix::spawn(self.clone().resend(number, pending));
     }
 
     /// Lets go of the current socket, if there is one. Reads and writes stay pending.
     pub(crate) fn detach(&self) {
         if let Some(old) = self.connection.take() {
-            // The other end may have closed it already.
-            let _ = rustix::net::shutdown(&old.stream, rustix::net::Shutdown::Both);
+            hang_up(&old.stream);
         }
         self.break_streams();
     }
@@ -174,7 +229,7 @@ impl Link {
         if gone {
             let pending = std::mem::take(&mut *self.pending.borrow_mut());
             for waiting in pending.into_values() {
-                waiting.waiter.fail(self.unavailable());
+                waiting.waiter.finish(Err(self.unavailable()));
             }
         }
     }
@@ -186,7 +241,14 @@ impl Link {
         }
     }
 
-    fn enter(&self, mut call: CallFrame, fds: Vec<Fd>, deadline: Instant, waiter: Waiter) -> u64 {
+    fn enter(
+        &self,
+        mut call: CallFrame,
+        fds: Vec<Fd>,
+        deadline: Instant,
+        waiter: Waiter,
+        room: OwnedSemaphorePermit,
+    ) -> u64 {
         let id = self.next.get();
         self.next.set(id + 1);
         call.id = id;
@@ -197,6 +259,8 @@ impl Link {
                 deadline,
                 fds,
                 waiter,
+                sent: None,
+                _room: room,
             },
         );
         id
@@ -204,31 +268,47 @@ impl Link {
 
     /// Hands a pending call to the current connection, if there is one; otherwise the next connection will.
     async fn send(&self, id: u64) {
-        let Some(out) = self
-            .connection
-            .borrow()
-            .as_ref()
-            .map(|connection| connection.out.clone())
-        else {
-            return;
-        };
-        let packet = match self.pending.borrow().get(&id) {
-            Some(pending) => pending.packet(),
-            None => return,
-        };
-        match packet {
-            Ok(packet) => drop(out.send(packet).await),
-            Err(error) => {
-                if let Some(pending) = self.pending.borrow_mut().remove(&id) {
-                    pending.waiter.fail(error);
-                }
-            }
+        if let Some(number) = self.number() {
+            self.send_by(number, id).await;
         }
     }
 
-    async fn resend(self: Rc<Self>, pending: Vec<u64>) {
+    async fn send_by(&self, number: u64, id: u64) {
+        let Some(out) = self.out(number) else {
+            return;
+        };
+        let Ok(place) = out.reserve().await else {
+            return;
+        };
+        if self.number() != Some(number) {
+            return;
+        }
+        let packet = match self.pending.borrow_mut().get_mut(&id) {
+            Some(pending) => pending.packet(number),
+            None => return,
+        };
+        match packet {
+            Ok(packet) => place.send(packet),
+            Err(error) => self.finish(id, Err(error)),
+        }
+    }
+
+    /// Which connection there is now.
+    fn number(&self) -> Option<u64> {
+        let connection = self.connection.borrow();
+        connection.as_ref().map(|connection| connection.number)
+    }
+
+    fn out(&self, number: u64) -> Option<mpsc::Sender<Packet>> {
+        let connection = self.connection.borrow();
+        let current = connection.as_ref().filter(|now| now.number == number)?;
+        Some(current.out.clone())
+    }
+
+    /// Sends what a fresh connection found pending, unless there is a still fresher one.
+    async fn resend(self: Rc<Self>, number: u64, pending: Vec<u64>) {
         for id in pending {
-            self.send(id).await;
+            self.send_by(number, id).await;
         }
     }
 
@@ -246,12 +326,8 @@ impl Link {
                 }
             }
         }
-        let current = self
-            .connection
-            .borrow()
-            .as_ref()
-            .is_some_and(|connection| connection.number == number);
-        if current {
+        hang_up(&stream);
+        if self.number() == Some(number) {
             self.connection.replace(None);
             self.break_streams();
         }
@@ -260,16 +336,7 @@ impl Link {
     fn take(&self, frame: Frame, fds: Vec<Fd>) {
         match frame {
             Frame::Reply { id, result } => self.finish(id, result.map(|body| (body.0, fds))),
-            Frame::Item { id, body } => {
-                if let Some(Pending {
-                    waiter: Waiter::Many(items),
-                    ..
-                }) = self.pending.borrow().get(&id)
-                {
-                    // A reader that has gone withdraws by itself.
-                    let _ = items.send(Ok((body.0, fds)));
-                }
-            }
+            Frame::Item { id, body } => self.item(id, (body.0, fds)),
             Frame::End { id, result } => match result {
                 Ok(()) => drop(self.pending.borrow_mut().remove(&id)),
                 Err(error) => self.finish(id, Err(error)),
@@ -280,13 +347,27 @@ impl Link {
         }
     }
 
+    fn item(&self, id: u64, item: Encoded) {
+        let pending = self.pending.borrow();
+        let Some(Waiter::Many(queue)) = pending.get(&id).map(|pending| &pending.waiter) else {
+            return;
+        };
+        if queue.ahead.get() < FIRST_CREDIT {
+            queue.ahead.set(queue.ahead.get() + 1);
+            // A reader that has gone withdraws by itself.
+            let _ = queue.items.send(Ok(item));
+            return;
+        }
+        drop(pending);
+        let error = Error::internal(format!("{} sent more than it was asked for", self.peer));
+        self.finish(id, Err(error));
+        self.tell(&Frame::Cancel { id });
+    }
+
     fn finish(&self, id: u64, result: Result<Encoded>) {
         let pending = self.pending.borrow_mut().remove(&id);
-        match pending.map(|pending| pending.waiter) {
-            // Whoever waited may have gone meanwhile.
-            Some(Waiter::One(answer)) => drop(answer.send(result)),
-            Some(Waiter::Many(items)) => drop(items.send(result)),
-            None => {}
+        if let Some(pending) = pending {
+            pending.waiter.finish(result);
         }
     }
 
@@ -294,7 +375,7 @@ impl Link {
         let mut pending = self.pending.borrow_mut();
         let broken: Vec<u64> = pending
             .iter()
-            .filter(|(_, call)| call.sent_stream())
+            .filter(|(_, call)| call.sent.is_some() && matches!(call.waiter, Waiter::Many(_)))
             .map(|(&id, _)| id)
             .collect();
         let broken: Vec<Pending> = broken.iter().filter_map(|id| pending.remove(id)).collect();
@@ -304,16 +385,23 @@ impl Link {
                 "{}: stream broke: {} ended",
                 stream.call.method, self.peer
             ));
-            stream
-                .waiter
-                .fail(error.caused_by(self.peer.clone(), vec![self.peer.clone()]));
+            let error = error.caused_by(self.peer.clone(), vec![self.peer.clone()]);
+            stream.waiter.finish(Err(error));
         }
     }
 
     fn withdraw(&self, id: u64) {
-        if self.pending.borrow_mut().remove(&id).is_some() {
+        let pending = self.pending.borrow_mut().remove(&id);
+        let sent = pending.and_then(|pending| pending.sent);
+        if sent.is_some() && sent == self.number() {
             self.tell(&Frame::Cancel { id });
         }
+    }
+
+    /// Whether a pending call has never been sent.
+    fn is_waiting(&self, id: u64) -> bool {
+        let pending = self.pending.borrow();
+        pending.get(&id).is_some_and(|call| call.sent.is_none())
     }
 
     /// Sends a hint that the peer can do without: dropped when the queue is full or nobody is there.
@@ -351,40 +439,55 @@ impl Link {
 }
 
 impl Pending {
-    fn packet(&self) -> Result<Packet> {
-        let left = self
-            .deadline
-            .saturating_duration_since(Instant::now())
-            .as_micros();
+    /// The packet that connection `number` sends. What a stream carries is given away: it is not sent again.
+    fn packet(&mut self, number: u64) -> Result<Packet> {
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now).as_micros();
+        let left = u64::try_from(left).unwrap_or(u64::MAX);
         let call = CallFrame {
-            left: u64::try_from(left).unwrap_or(u64::MAX),
+            left,
             ..self.call.clone()
         };
-        let packet = pack(&Frame::Call(call))?;
-        Ok(Packet {
-            bytes: packet.bytes,
-            fds: self.fds.clone(),
-        })
-    }
-
-    fn sent_stream(&self) -> bool {
-        matches!(self.waiter, Waiter::Many(_))
+        let fds = self.fds.clone();
+        if let Waiter::Many(_) = self.waiter {
+            self.call.body = Body::default();
+            self.fds.clear();
+        }
+        self.sent = Some(number);
+        pack(&Frame::Call(call))
+            .and_then(|packet| Packet::new(packet.bytes, fds))
+            .map_err(|error| error.context(&self.call.method))
     }
 }
 
 impl Waiter {
-    fn fail(self, error: Error) {
+    /// Answers whoever waits, who may have gone meanwhile.
+    fn finish(self, result: Result<Encoded>) {
         match self {
-            Waiter::One(answer) => drop(answer.send(Err(error))),
-            Waiter::Many(items) => drop(items.send(Err(error))),
+            Waiter::One(answer) => drop(answer.send(result)),
+            Waiter::Many(queue) => drop(queue.items.send(result)),
         }
     }
 }
 
 impl Items {
-    /// Waits for the next item; `None` at the end.
+    /// Waits for the next item; `None` at the end. The deadline bounds the wait for a peer that is not there, no more.
     pub(crate) async fn next(&mut self) -> Option<Result<Encoded>> {
+        if self.link.is_waiting(self.id) {
+            let first = timeout_at(self.deadline, self.queue.recv()).await;
+            if first.is_err() && self.link.is_waiting(self.id) {
+                let error = self.link.too_late(&self.method);
+                self.link.finish(self.id, Err(error));
+            } else if let Ok(item) = first {
+                return self.took(item?);
+            }
+        }
         let item = self.queue.recv().await?;
+        self.took(item)
+    }
+
+    fn took(&mut self, item: Result<Encoded>) -> Option<Result<Encoded>> {
+        self.ahead.set(self.ahead.get().saturating_sub(1));
         self.taken += 1;
         if self.taken >= FIRST_CREDIT / 2 {
             self.link.tell(&Frame::Credit {

@@ -1,15 +1,20 @@
 //! One edge seen by the plugin that answers.
 //!
 //! Reading stops while too much is in flight, which the socket passes on to the caller: a slow owner slows its callers
-//! down instead of growing. A read or stream whose caller has gone is dropped; a write runs to its end, because its
-//! effect may be half done and its record will answer the repetition.
+//! down instead of growing. A well-behaved caller never lets it come so far (`link.rs` counts its calls), because a
+//! reader that has stopped hears no cancellation either. A read or stream whose caller has gone is dropped, and a read
+//! whose deadline has passed; a write runs to its end, because its effect may be half done and its record will answer
+//! the repetition.
+
+#[cfg(test)]
+mod tests;
 
 use crate::actor::{Dispatch, Encoded, Incoming, Response};
 use crate::client::Ctx;
-use crate::control::{pack, unpack};
+use crate::control::unpack;
 use crate::envelope::{Body, CallFrame, Frame};
 use crate::framing::{self, Packet, Reader};
-use contracts::{Kind, Result};
+use contracts::{Error, Fd, Kind, Result};
 use futures_util::{StreamExt, future::LocalBoxFuture, stream::BoxStream};
 use std::{
     cell::RefCell, collections::HashMap, collections::VecDeque, rc::Rc, sync::Arc, time::Duration,
@@ -20,8 +25,13 @@ use tokio::{
     time::Instant,
 };
 
-/// Most calls of one caller that are worked on at a time.
-const IN_FLIGHT: usize = 256;
+/// Room for what is in flight for one caller: each call takes 1, and 1 more for every [`SHARE`] bytes of its request.
+/// Twice what a caller waits for at a time, because writes go on after their callers have gone.
+const ROOM: usize = 2 * WINDOW;
+/// With [`ROOM`] it bounds the requests of one caller to 64 MiB.
+const SHARE: usize = 32 << 10;
+/// Most calls that a caller waits for at a time, on one link; others wait for their turn.
+pub(crate) const WINDOW: usize = 1024;
 /// Packets that may wait for the socket.
 const QUEUE: usize = 64;
 /// Items that a stream may be ahead of its reader at first; the reader grants more as it consumes.
@@ -37,13 +47,13 @@ struct Stop {
 
 /// Answers the calls that come by `stream` until the other end is gone.
 ///
-/// `busy` counts what is in flight over all connections of the plugin, so that a drain can wait for it.
+/// `busy` counts the writes over all connections of the process, so that a drain can wait for them.
 pub async fn serve(stream: UnixStream, dispatch: Rc<dyn Dispatch>, busy: Rc<Busy>) {
     let stream = Rc::new(stream);
     let (out, queue) = mpsc::channel(QUEUE);
     let writer = actix::spawn(write_all(stream.clone(), queue));
     let running = Running::default();
-    let room = Arc::new(Semaphore::new(IN_FLIGHT));
+    let room = Arc::new(Semaphore::new(ROOM));
     let mut reader = Reader::default();
     while let Ok(Some(packet)) = reader.next(&stream).await {
         let Packet { bytes, fds } = packet;
@@ -51,12 +61,18 @@ pub async fn serve(stream: UnixStream, dispatch: Rc<dyn Dispatch>, busy: Rc<Busy
             bytes,
             fds: Vec::new(),
         }) {
+            Ok(Frame::Call(call)) if running.borrow().contains_key(&call.id) => {
+                tracing::error!(method = call.method, "a caller gave two calls one id");
+                break;
+            }
             Ok(Frame::Call(call)) => {
-                let Ok(permit) = room.clone().acquire_owned().await else {
+                let share = 1 + call.body.0.len() / SHARE;
+                let Ok(permit) = room.clone().acquire_many_owned(share as u32).await else {
                     break;
                 };
                 let work = Work {
                     id: call.id,
+                    method: call.method.clone(),
                     out: out.clone(),
                     running: running.clone(),
                     busy: busy.clone(),
@@ -94,13 +110,20 @@ pub(crate) async fn write_all(stream: Rc<UnixStream>, mut queue: mpsc::Receiver<
             batch.push_back(packet);
         }
         if framing::write(&stream, &mut batch).await.is_err() {
-            return;
+            return hang_up(&stream);
         }
     }
 }
 
+/// Ends a connection for both directions, so that neither half waits for the other.
+pub(crate) fn hang_up(stream: &UnixStream) {
+    // The other end may have closed it already.
+    let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
+}
+
 struct Work {
     id: u64,
+    method: String,
     out: mpsc::Sender<Packet>,
     running: Running,
     busy: Rc<Busy>,
@@ -114,13 +137,13 @@ impl Work {
         dispatch: &Rc<dyn Dispatch>,
         permit: tokio::sync::OwnedSemaphorePermit,
     ) {
+        let deadline = Instant::now() + Duration::from_micros(call.left);
         let ctx = Ctx {
             namespace: call.namespace,
             lease: call.lease,
-            deadline: Instant::now() + Duration::from_micros(call.left),
+            deadline,
             operation: call.operation,
         };
-        let guard = self.busy.enter();
         let response = dispatch
             .dispatch(Incoming {
                 method: call.method,
@@ -138,13 +161,15 @@ impl Work {
                 credit: credit.clone(),
             },
         );
+        let writing = matches!(response, Response::One(Kind::Write, _)).then(|| self.busy.enter());
         actix::spawn(async move {
-            let (_permit, _guard) = (permit, guard);
+            let (_permit, _writing) = (permit, writing);
             match response {
                 Response::One(Kind::Write, answer) => self.one(answer).await,
                 Response::One(_, answer) => tokio::select! {
                     () = self.one(answer) => {}
                     _ = stopped => {}
+                    () = tokio::time::sleep_until(deadline) => {}
                 },
                 Response::Many(stream) => self.many(stream, credit, stopped).await,
             }
@@ -157,14 +182,14 @@ impl Work {
             Ok((bytes, fds)) => (Ok(Body(bytes)), fds),
             Err(e) => (Err(e), Vec::new()),
         };
-        self.send(
-            &Frame::Reply {
-                id: self.id,
-                result,
-            },
-            fds,
-        )
-        .await;
+        let id = self.id;
+        let packet = self
+            .packet(&Frame::Reply { id, result }, fds)
+            .or_else(|error| {
+                let result = Err(error);
+                self.packet(&Frame::Reply { id, result }, Vec::new())
+            });
+        self.send(packet).await;
     }
 
     async fn many(
@@ -177,14 +202,14 @@ impl Work {
             result = self.items(stream, credit) => result,
             _ = stopped => return,
         };
-        self.send(
-            &Frame::End {
-                id: self.id,
-                result,
-            },
-            Vec::new(),
-        )
-        .await;
+        let id = self.id;
+        let packet = self
+            .packet(&Frame::End { id, result }, Vec::new())
+            .or_else(|error| {
+                let result = Err(error);
+                self.packet(&Frame::End { id, result }, Vec::new())
+            });
+        self.send(packet).await;
     }
 
     async fn items(
@@ -199,39 +224,29 @@ impl Work {
                 Ok(permit) => permit.forget(),
                 Err(_) => return Ok(()),
             }
-            self.send(
-                &Frame::Item {
-                    id: self.id,
-                    body: Body(bytes),
-                },
-                fds,
-            )
-            .await;
+            let body = Body(bytes);
+            let packet = self.packet(&Frame::Item { id: self.id, body }, fds)?;
+            self.send(Ok(packet)).await;
         }
         Ok(())
     }
 
-    async fn send(&self, frame: &Frame, fds: Vec<contracts::Fd>) {
-        let packet = pack(frame).or_else(|error| {
-            pack(&Frame::Reply {
-                id: self.id,
-                result: Err(error),
-            })
-        });
+    fn packet(&self, frame: &Frame, fds: Vec<Fd>) -> Result<Packet> {
+        codec::encode(frame)
+            .map_err(|e| Error::exhausted(e.to_string()))
+            .and_then(|bytes| Packet::new(bytes, fds))
+            .map_err(|e| e.context(format!("{}: reply", self.method)))
+    }
+
+    async fn send(&self, packet: Result<Packet>) {
         if let Ok(packet) = packet {
             // A closed queue means that the caller has gone: its successor will ask again.
-            let _ = self
-                .out
-                .send(Packet {
-                    bytes: packet.bytes,
-                    fds,
-                })
-                .await;
+            let _ = self.out.send(packet).await;
         }
     }
 }
 
-/// How much is in flight in this process.
+/// How many writes are in flight in this process. Nothing is lost with a read or a stream: their callers ask again.
 #[derive(Default)]
 pub struct Busy {
     count: std::cell::Cell<usize>,
@@ -244,7 +259,7 @@ impl Busy {
         BusyGuard(self.clone())
     }
 
-    /// Waits until nothing is in flight. Streams count: callers that stay are cut off by the caller's bound.
+    /// Waits until no write is in flight.
     pub async fn idle(&self) {
         while self.count.get() > 0 {
             self.idle.notified().await;
