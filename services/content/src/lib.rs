@@ -22,7 +22,7 @@
 //! | `sweep.rs`, `collect.rs`, `references.rs` | roots and removal · generations, marks, stamps · labels that refer |
 //! | `ingests.rs`, `ingest.rs`, `writer.rs` | all unfinished writes · one of them · the thread that reads its pipe |
 //! | `writeback.rs` | bytes on their way to the device before anybody waits for it |
-//! | `blobs.rs`, `hasher.rs` | files of committed bytes · the three digest algorithms |
+//! | `blobs.rs`, `hasher.rs`, `room.rs` | files of committed bytes · the three digest algorithms · what stays free |
 //!
 //! Must not know: what a blob means (manifest, layer, …), and who wants it.
 
@@ -36,6 +36,7 @@ mod hasher;
 mod ingest;
 mod ingests;
 mod references;
+mod room;
 mod service;
 mod store;
 mod sweep;

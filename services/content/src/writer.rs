@@ -1,6 +1,6 @@
 //! The thread that reads one ingest's pipe: file first, so that followers may go on, then the hash.
 
-use crate::{error::is_full, hasher::Hasher, ingest::Ingest, writeback};
+use crate::{error::is_full, hasher::Hasher, ingest::Ingest, room, writeback};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
     io::Errno,
@@ -210,6 +210,7 @@ impl Work {
 
     fn piece(&mut self, mut piece: &[u8]) -> io::Result<()> {
         let job = &mut self.job;
+        room::check(&job.file)?;
         while !piece.is_empty() {
             let stored = match job.file.write_at(piece, job.offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -3,6 +3,7 @@
 use crate::archive::{Entry, Kind, reader::Reader};
 use crate::attributes;
 use crate::error::{Doing, Error, Result, shown};
+use crate::room::Room;
 use crate::root;
 use crate::tree::{Base, Tree, Whiteouts};
 use crate::whiteout::{Asked, asked};
@@ -19,6 +20,7 @@ use std::os::unix::fs::FileExt;
 /// A snapshot that a layer is being extracted into.
 pub(crate) struct Extractor {
     tree: Tree,
+    room: Room,
     /// Names this layer brought, by directory; kept only where deletions must spare them.
     added: HashMap<u64, HashSet<Vec<u8>>>,
     /// Set when all is extracted, for every new name in a directory changes its times.
@@ -41,6 +43,7 @@ impl Extractor {
     pub(crate) fn new(root: BorrowedFd<'_>, whiteouts: Whiteouts) -> Result<Self> {
         Ok(Self {
             tree: Tree::new(root, whiteouts)?,
+            room: Room::new(),
             added: HashMap::new(),
             times: Vec::new(),
             directory_removed: false,
@@ -176,12 +179,17 @@ impl Extractor {
         let mode = Mode::from_raw_mode(0o600);
         let create = || rustix::fs::openat(parent, OsStr::from_bytes(name), flags, mode);
         let file = File::from(self.make(parent, name, "create the file", create)?);
+        let room = &mut self.room;
         match &entry.sparse {
-            None => from.copy(entry.size, |bytes| (&file).write_all(bytes).doing("write"))?,
+            None => from.copy(entry.size, |bytes| {
+                room.take(&file, bytes.len()).doing("write")?;
+                (&file).write_all(bytes).doing("write")
+            })?,
             Some(map) => {
                 for (offset, length) in &map.runs {
                     let mut at = *offset;
                     from.copy(*length, |bytes| {
+                        room.take(&file, bytes.len()).doing("write")?;
                         file.write_all_at(bytes, at).doing("write")?;
                         at += bytes.len() as u64;
                         Ok(())

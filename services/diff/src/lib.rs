@@ -25,6 +25,7 @@ mod following;
 mod growing;
 mod mounts;
 mod name;
+mod room;
 mod root;
 mod service;
 mod settle;
