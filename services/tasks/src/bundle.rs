@@ -1,0 +1,189 @@
+//! The bundle folder: what a shim finds when it starts, and its removal. Everything here blocks.
+//!
+//! ```text
+//! <state>/bundles/<namespace>/<id>/   0700
+//!   config.json    the container's spec
+//!   made-by.json   which shim it is for: a bundle is its own journal until its record is on disk
+//!   stdin, stdin-<exec>                         fifos, when stdin was asked for
+//!   stdout, stderr, stdout-<exec>, …            fifos of shims that do not know `log://`
+//!   log            fifo for the own log of such shims
+//!   shim.log       what gantry's own shim has to say about itself
+//!   …              what the shim and its runtime put there
+//! ```
+
+use crate::launch::Launch;
+use crate::store::Program;
+use contracts::{Error, ExecId, Result};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxAttributes, StatxFlags, mknodat, statx};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use serde_json::Value;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// What tasks itself reads from a container's spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spec {
+    /// What goes into `config.json`.
+    pub(crate) text: String,
+    pub(crate) tty: bool,
+    /// Path below the cgroup root; empty when the runtime chooses.
+    pub(crate) cgroup: String,
+}
+
+impl Spec {
+    /// Reads a spec; with `ours` its root file system is the bundle's `rootfs`. Errors: `InvalidArgument`.
+    pub(crate) fn read(text: &str, ours: bool) -> Result<Self> {
+        let mut spec: Value = serde_json::from_str(text)
+            .map_err(|e| Error::invalid(format!("spec: not an OCI runtime spec: {e}")))?;
+        if !spec.is_object() {
+            return Err(Error::invalid("spec: must be a JSON object"));
+        }
+        let tty = spec["process"]["terminal"].as_bool().unwrap_or(false);
+        let cgroup = spec["linux"]["cgroupsPath"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        let text = if ours && spec["root"]["path"] != "rootfs" {
+            spec["root"]["path"] = "rootfs".into();
+            spec.to_string()
+        } else {
+            text.to_owned()
+        };
+        Ok(Self { text, tty, cgroup })
+    }
+}
+
+/// Makes the folder of a shim that is about to be started, with its `config.json`.
+pub(crate) fn make(launch: &Launch, spec: &Spec) -> Result<()> {
+    let bundle = &launch.bundle;
+    private_folder(bundle)?;
+    let by = serde_json::to_string(&(&launch.program, &launch.socket)).unwrap_or_default();
+    new_file(&bundle.join("made-by.json"), &by)?;
+    new_file(&bundle.join("config.json"), &spec.text)
+}
+
+fn new_file(path: &Path, text: &str) -> Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|e| about(path, &e))
+}
+
+/// Which shim a bundle was made for, and the socket it was given.
+pub(crate) fn made_by(bundle: &Path) -> Option<(Program, PathBuf)> {
+    let text = fs::read_to_string(bundle.join("made-by.json")).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// Makes a folder that only we may look into, and the ones above it.
+pub(crate) fn private_folder(path: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|e| about(path, &e))
+}
+
+/// Where a stream's fifo is.
+pub(crate) fn fifo_path(bundle: &Path, stream: &str, exec: Option<&ExecId>) -> PathBuf {
+    match exec {
+        None => bundle.join(stream),
+        Some(exec) => bundle.join(format!("{stream}-{exec}")),
+    }
+}
+
+/// Makes a fifo; one that is there stays.
+pub(crate) fn fifo(path: &Path) -> Result<()> {
+    match mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(e) => Err(about(path, &e.into())),
+    }
+}
+
+/// Removes the folder, and whatever is still mounted in it first: the files behind a mount are not ours.
+pub(crate) fn remove(bundle: &Path) -> Result<()> {
+    let rootfs = bundle.join("rootfs");
+    while is_mount(&rootfs) {
+        unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(|e| about(&rootfs, &e.into()))?;
+    }
+    // A shim that ends removes its own files at the same time.
+    for _ in 0..16 {
+        match fs::remove_dir_all(bundle) {
+            Ok(()) => break,
+            Err(e) if e.kind() == ErrorKind::NotFound && !bundle.exists() => break,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => {}
+            Err(e) => return Err(about(bundle, &e)),
+        }
+    }
+    if let Some(namespace) = bundle.parent() {
+        // Another bundle may be in it.
+        let _ = fs::remove_dir(namespace);
+    }
+    Ok(())
+}
+
+fn is_mount(path: &Path) -> bool {
+    let seen = statx(
+        CWD,
+        path,
+        AtFlags::SYMLINK_NOFOLLOW,
+        StatxFlags::BASIC_STATS,
+    );
+    seen.is_ok_and(|seen| seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Names the file that an error is about.
+pub(crate) fn about(path: &Path, error: &io::Error) -> Error {
+    let message = format!("{}: {error}", path.display());
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::exhausted(message),
+        _ => Error::internal(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Name;
+
+    #[test]
+    fn a_spec_is_kept_byte_for_byte_unless_its_root_is_ours() {
+        let text = r#"{ "root": {"path":"/srv/x"}, "process":{"terminal":true}, "linux":{"cgroupsPath":"/a/b"} }"#;
+        let kept = Spec::read(text, false).unwrap();
+        assert_eq!(kept.text, text);
+        assert_eq!((kept.tty, kept.cgroup.as_str()), (true, "/a/b"));
+        let ours: Value = serde_json::from_str(&Spec::read(text, true).unwrap().text).unwrap();
+        assert_eq!(ours["root"]["path"], "rootfs");
+        assert_eq!(ours["linux"]["cgroupsPath"], "/a/b");
+        assert!(Spec::read("[]", true).is_err());
+    }
+
+    #[test]
+    fn a_bundle_is_removed_with_everything_in_it_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("ns/box");
+        let program = Program {
+            path: "/x".into(),
+            first: None,
+            own: false,
+        };
+        let launch = Launch {
+            program: program.clone(),
+            name: Name {
+                namespace: contracts::Namespace::new("ns").unwrap(),
+                id: contracts::ContainerId::new("box").unwrap(),
+            },
+            bundle: bundle.clone(),
+            socket: "/s".into(),
+            events: "/e".into(),
+        };
+        make(&launch, &Spec::read("{}", false).unwrap()).unwrap();
+        assert_eq!(made_by(&bundle), Some((program, "/s".into())));
+        fifo(&fifo_path(&bundle, "stdin", None)).unwrap();
+        remove(&bundle).unwrap();
+        remove(&bundle).unwrap();
+        assert!(!folder.path().join("ns").exists());
+    }
+}

@@ -1,0 +1,347 @@
+//! Delete, and what is done about a shim that is gone or stuck.
+
+use crate::bundle;
+use crate::cgroup;
+use crate::engine::{Engine, QUICK, blocking, left};
+use crate::launch::time;
+use crate::lifecycle::Phase;
+use crate::live::Live;
+use crate::make::about;
+use crate::shim::ShimError;
+use crate::store::{Name, Record};
+use bus::Ctx;
+use containerd_shim_protos::api;
+use contracts::tasks::{Delete, Exit};
+use contracts::{Error, ExecId, Namespace, Result, Timestamp};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a killed process may take to end before delete gives up.
+const DYING: Duration = Duration::from_secs(10);
+/// How long a shim may take to remove a container.
+const REMOVAL: Duration = Duration::from_secs(20);
+/// How long a shim may take to end. Source: containerd, `io.containerd.timeout.shim.shutdown`.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+/// How long an empty parent cgroup stays, because the next container of the namespace would make it again.
+const LINGER: Duration = Duration::from_millis(250);
+const KILL: u32 = 9;
+/// What a process ended with that nobody saw end. Source: contracts, `tasks::Exit`.
+pub(crate) const UNSEEN: u32 = 255;
+
+impl Engine {
+    /// Removes a stopped task, or an added process.
+    pub(crate) async fn delete(self: &Rc<Self>, ctx: &Ctx, request: Delete) -> Result<Exit> {
+        let name = Name {
+            namespace: ctx.namespace()?.clone(),
+            id: request.id,
+        };
+        if let Some(exit) = self.store.replied(&ctx.operation).await? {
+            return Ok(exit);
+        }
+        let live = self.live(&name)?;
+        if let Some(exec) = &request.exec {
+            return self.delete_exec(ctx, &live, exec, request.force).await;
+        }
+        let _turn = tokio::time::timeout(left(ctx, REMOVAL), live.turn.lock())
+            .await
+            .map_err(|_| Error::deadline(format!("task {}: is busy", name.id)))?;
+        let wanted = name.clone();
+        let store = self.store.clone();
+        let record = blocking(move || store.get(&wanted)).await?;
+        self.stop(ctx, &live, &record, request.force).await?;
+        live.leaving.set(true);
+        let deleted = self.delete_task(ctx, &live, &record).await;
+        live.leaving.set(deleted.is_err());
+        deleted
+    }
+
+    async fn delete_task(
+        self: &Rc<Self>,
+        ctx: &Ctx,
+        live: &Rc<Live>,
+        record: &Record,
+    ) -> Result<Exit> {
+        let exit = match self.delete_in_shim(live).await {
+            Ok(exit) => exit,
+            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
+                record.process.exit.clone().unwrap_or_else(unseen)
+            }
+            Err(error @ ShimError::Refused { .. }) => return Err(about(&live.name, error)),
+            Err(ShimError::Silent(_) | ShimError::Gone(_)) => {
+                let seen = self.clear(live).await.unwrap_or_else(|_| unseen());
+                record.process.exit.clone().unwrap_or(seen)
+            }
+        };
+        // What is still there of the shim when tasks dies now has no row any more, and goes when tasks starts.
+        let (_, deleted) = tokio::join!(
+            self.shut_down(live),
+            self.store.deleted(&live.name, &ctx.operation, exit)
+        );
+        let exit = deleted?;
+        live.all()
+            .iter()
+            .for_each(|process| process.tell(exit.clone()));
+        self.remove(&live.name);
+        self.bury(live);
+        self.sweep_cgroups_of(&live.name.namespace);
+        Ok(exit)
+    }
+
+    async fn delete_in_shim(&self, live: &Live) -> Result<Exit, ShimError> {
+        let request = api::DeleteRequest {
+            id: live.name.id.to_string(),
+            ..Default::default()
+        };
+        let answer: api::DeleteResponse = live.call("Delete", &request, REMOVAL).await?;
+        Ok(Exit {
+            exit_code: answer.exit_status,
+            exited_at: time(answer.exited_at.as_ref()),
+        })
+    }
+
+    async fn delete_exec(
+        self: &Rc<Self>,
+        ctx: &Ctx,
+        live: &Rc<Live>,
+        exec: &ExecId,
+        force: bool,
+    ) -> Result<Exit> {
+        let (store, name, wanted) = (self.store.clone(), live.name.clone(), exec.clone());
+        let record = blocking(move || store.get_exec(&name, &wanted)).await?;
+        let what = || format!("exec {exec} of task {}", live.name.id);
+        if record.process.phase == Phase::Running {
+            if !force {
+                return Err(still_running(&what()));
+            }
+            self.end(ctx, live, Some(exec), &what()).await?;
+        }
+        let request = api::DeleteRequest {
+            id: live.name.id.to_string(),
+            exec_id: exec.to_string(),
+            ..Default::default()
+        };
+        let answer = live
+            .call::<_, api::DeleteResponse>("Delete", &request, left(ctx, REMOVAL))
+            .await;
+        let exit = match answer {
+            Ok(answer) => Exit {
+                exit_code: answer.exit_status,
+                exited_at: crate::watch::moment(answer.exited_at.as_ref()),
+            },
+            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => unseen(),
+            Err(ShimError::Gone(_)) if !record.process.alive() => unseen(),
+            Err(error) => return Err(Error::from(error).context(what())),
+        };
+        let exit = self
+            .store
+            .exec_deleted(&live.name, exec, &ctx.operation, exit)
+            .await?;
+        if let Some(process) = live.process(Some(exec)) {
+            process.tell(exit.clone());
+        }
+        live.drop_exec(exec);
+        Ok(exit)
+    }
+
+    /// Sees to it that the first process has ended; one that was never started is ended without being asked to.
+    async fn stop(&self, ctx: &Ctx, live: &Rc<Live>, record: &Record, force: bool) -> Result<()> {
+        let what = format!("task {}", live.name.id);
+        match record.process.phase {
+            Phase::Stopped => Ok(()),
+            Phase::Running | Phase::Paused if !force => Err(still_running(&what)),
+            _ => self.end(ctx, live, None, &what).await,
+        }
+    }
+
+    /// Kills a process and waits until its end is recorded. A shim that says nothing is left to the delete that follows.
+    async fn end(&self, ctx: &Ctx, live: &Live, exec: Option<&ExecId>, what: &str) -> Result<()> {
+        let request = api::KillRequest {
+            id: live.name.id.to_string(),
+            exec_id: exec.map(ToString::to_string).unwrap_or_default(),
+            signal: KILL,
+            all: exec.is_none(),
+            ..Default::default()
+        };
+        match live.call::<_, api::Empty>("Kill", &request, QUICK).await {
+            Err(ShimError::Silent(_) | ShimError::Gone(_)) => return Ok(()),
+            Err(error) if !error.is(ttrpc::Code::NOT_FOUND) => {
+                return Err(Error::from(error).context(what));
+            }
+            _ => {}
+        }
+        let Some(process) = live.process(exec) else {
+            return Ok(());
+        };
+        let mut exit = process.exit();
+        let ended = exit.wait_for(Option::is_some);
+        match tokio::time::timeout(left(ctx, DYING), ended).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::deadline(format!(
+                "{what}: was killed and does not end: try again"
+            ))),
+        }
+    }
+
+    async fn shut_down(&self, live: &Live) {
+        let request = api::ShutdownRequest {
+            id: live.name.id.to_string(),
+            ..Default::default()
+        };
+        let _ = live
+            .call::<_, api::Empty>("Shutdown", &request, SHUTDOWN)
+            .await;
+    }
+
+    /// Takes the death of a shim: clears what it left, and records the end of what ran in it.
+    pub(crate) async fn lost(self: &Rc<Self>, live: &Rc<Live>, why: &str) {
+        if live.leaving.replace(true) {
+            return;
+        }
+        tracing::warn!(task = %live.name.id, why, "a shim is gone");
+        let seen = match self.clear(live).await {
+            Ok(exit) if exit.exited_at != Timestamp(0) => exit,
+            Ok(_) => unseen(),
+            Err(error) => {
+                tracing::warn!(task = %live.name.id, %error, "what a dead shim left was not cleared");
+                unseen()
+            }
+        };
+        let reason = format!("its shim died, and what ran in it was ended ({why})");
+        if let Err(error) = self.store.lost(&live.name, seen.clone(), reason).await {
+            tracing::error!(task = %live.name.id, %error, "the end of a lost task was not recorded");
+        }
+        live.all()
+            .iter()
+            .for_each(|process| process.tell(seen.clone()));
+        live.leaving.set(false);
+    }
+
+    /// Ends a shim, stuck or not, with everything that runs in it, and removes what it made but the bundle.
+    pub(crate) async fn clear(&self, live: &Live) -> Result<Exit> {
+        let known = live.launch.bundle.clone();
+        if !blocking(move || Ok::<_, Error>(known.exists())).await? {
+            return Ok(unseen());
+        }
+        if !live.launch.program.own {
+            let request = api::ShutdownRequest {
+                id: live.name.id.to_string(),
+                now: true,
+                ..Default::default()
+            };
+            let second = Duration::from_secs(1);
+            let _ = live
+                .call::<_, api::Empty>("Shutdown", &request, second)
+                .await;
+            let (bundle, program) = (live.launch.bundle.clone(), live.launch.program.path.clone());
+            blocking(move || {
+                kill_server(&bundle, &program);
+                Ok::<_, Error>(())
+            })
+            .await?;
+        }
+        let exit = live.launch.delete().await;
+        live.hang_up();
+        let (store, name) = (self.store.clone(), live.name.clone());
+        blocking(move || {
+            if let Ok(record) = store.get(&name) {
+                cgroup::end(&record.cgroup);
+            }
+            Ok::<_, Error>(())
+        })
+        .await?;
+        exit
+    }
+
+    /// Removes the bundle when its shim has let go of it, aside.
+    pub(crate) fn bury(self: &Rc<Self>, live: &Rc<Live>) {
+        let (name, live) = (live.name.clone(), live.clone());
+        let burial = tokio::task::spawn_local(async move {
+            let bundle = live.launch.bundle.clone();
+            gone(&live).await;
+            drop(live);
+            if let Err(error) = blocking(move || bundle::remove(&bundle)).await {
+                tracing::warn!(%error, "a bundle stays until tasks starts again");
+            }
+        });
+        let mut burials = self.burials.borrow_mut();
+        burials.retain(|_, burial| !burial.is_finished());
+        burials.insert(name, burial);
+    }
+
+    /// Removes a namespace's parent cgroup when nobody is left in it, aside and a little later.
+    fn sweep_cgroups_of(self: &Rc<Self>, namespace: &Namespace) {
+        let (engine, namespace) = (Rc::downgrade(self), namespace.clone());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(LINGER).await;
+            if let Some(engine) = engine.upgrade() {
+                engine.sweep_cgroup(&namespace).await;
+            }
+        });
+    }
+
+    async fn sweep_cgroup(&self, namespace: &Namespace) {
+        if self.is_used(namespace) {
+            return;
+        }
+        let cgroups = self.cgroups.clone();
+        // Somebody makes a container right now: the sweep after its end will do.
+        if let Ok(_nobody) = cgroups.try_write() {
+            let namespace = namespace.clone();
+            let _ = blocking(move || {
+                cgroup::remove_empty(&format!("/gantry/{namespace}"));
+                Ok::<_, Error>(())
+            })
+            .await;
+        };
+    }
+}
+
+fn still_running(what: &str) -> Error {
+    Error::precondition(format!(
+        "{what}: is running: kill it first, or delete with force"
+    ))
+}
+
+/// The end of what nobody saw end.
+pub(crate) fn unseen() -> Exit {
+    Exit {
+        exit_code: UNSEEN,
+        exited_at: Timestamp::now(),
+    }
+}
+
+/// Waits until the shim has closed our connection: it has then removed its own files.
+async fn gone(live: &Live) {
+    let request = api::ConnectRequest::default();
+    let step = Duration::from_millis(100);
+    let closed = async {
+        while !matches!(
+            live.call::<_, api::ConnectResponse>("Connect", &request, step)
+                .await,
+            Err(ShimError::Gone(_))
+        ) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(SHUTDOWN, closed).await;
+    for process in live.all() {
+        process.pumps.take();
+        process.held.take();
+    }
+}
+
+/// Kills a stock shim that does not end by itself. Its pid is in the bundle; it counts only while it runs that program.
+fn kill_server(bundle: &Path, program: &str) {
+    let pid = std::fs::read_to_string(bundle.join("shim.pid"));
+    let Some(pid) = pid.ok().and_then(|pid| pid.trim().parse::<i32>().ok()) else {
+        return;
+    };
+    let runs = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    if runs == Path::new(program) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            nix::sys::signal::Signal::SIGKILL,
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! The plugin's working parts, shared by all handlers: who is alive, where things are, whom to ask.
+
+use crate::config::Config;
+use crate::layout::Layout;
+use crate::live::{Live, Tracked};
+use crate::store::{self, Name, Program, Store};
+use bus::{Bus, Ctx};
+use contracts::tasks::{Exit, List, Status, Task};
+use contracts::{ContainerId, Error, ExecId, Page, Result};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::task::{AbortHandle, JoinHandle};
+
+/// How long a shim may take to say how it stands. Source: containerd, `io.containerd.timeout.task.state`.
+pub(crate) const STATE: Duration = Duration::from_secs(2);
+/// How long a shim may take for what needs no work: a signal, a size, a number.
+pub(crate) const QUICK: Duration = Duration::from_secs(5);
+
+/// What all handlers share.
+pub(crate) struct Engine {
+    pub(crate) store: Store,
+    pub(crate) bus: Bus,
+    pub(crate) layout: Layout,
+    /// gantry's own shim.
+    pub(crate) own: Program,
+    live: RefCell<BTreeMap<Name, Rc<Live>>>,
+    /// Removals of bundles that are under way: a new task of that name waits for them.
+    pub(crate) burials: RefCell<HashMap<Name, JoinHandle<()>>>,
+    /// Held while a shim makes cgroups, so that an empty parent is not removed under its feet.
+    pub(crate) cgroups: Rc<tokio::sync::RwLock<()>>,
+    errands: RefCell<Vec<AbortHandle>>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.errands.get_mut().iter().for_each(AbortHandle::abort);
+    }
+}
+
+impl Engine {
+    pub(crate) fn new(store: Store, bus: Bus, layout: Layout, config: &Config) -> Rc<Self> {
+        Rc::new(Self {
+            store,
+            bus,
+            layout,
+            own: own_shim(config),
+            live: RefCell::default(),
+            burials: RefCell::default(),
+            cgroups: Rc::default(),
+            errands: RefCell::default(),
+        })
+    }
+
+    /// Has `errand` stop with the engine.
+    pub(crate) fn keep(&self, errand: JoinHandle<()>) {
+        self.errands.borrow_mut().push(errand.abort_handle());
+    }
+
+    pub(crate) fn find(&self, name: &Name) -> Option<Rc<Live>> {
+        self.live.borrow().get(name).cloned()
+    }
+
+    /// The task. Errors: `NotFound`.
+    pub(crate) fn live(&self, name: &Name) -> Result<Rc<Live>> {
+        self.find(name)
+            .ok_or_else(|| store::StoreError::Missing(name.clone()).into())
+    }
+
+    /// A process of a task. Errors: `NotFound`.
+    pub(crate) fn tracked(
+        &self,
+        name: &Name,
+        exec: Option<&ExecId>,
+    ) -> Result<(Rc<Live>, Rc<Tracked>)> {
+        let live = self.live(name)?;
+        let missing = |exec: &ExecId| store::StoreError::MissingExec(name.clone(), exec.clone());
+        match (live.process(exec), exec) {
+            (Some(tracked), _) => Ok((live, tracked)),
+            (None, Some(exec)) => Err(missing(exec).into()),
+            (None, None) => Err(store::StoreError::Missing(name.clone()).into()),
+        }
+    }
+
+    pub(crate) fn insert(&self, live: Rc<Live>) {
+        self.live.borrow_mut().insert(live.name.clone(), live);
+    }
+
+    pub(crate) fn remove(&self, name: &Name) {
+        self.live.borrow_mut().remove(name);
+    }
+
+    /// Whether any task of the namespace is here, or being made.
+    pub(crate) fn is_used(&self, namespace: &contracts::Namespace) -> bool {
+        self.live
+            .borrow()
+            .keys()
+            .any(|name| name.namespace == *namespace)
+    }
+
+    /// Answers from the record; a living task whose shim was not known to be stuck is asked first.
+    pub(crate) async fn get(self: &Rc<Self>, name: &Name) -> Result<Task> {
+        if let Some(live) = self
+            .find(name)
+            .filter(|live| live.init.exit().borrow().is_none())
+        {
+            if live.doubt().is_empty() {
+                let _ = tokio::time::timeout(STATE, self.ask(&live)).await;
+            } else {
+                self.ask_aside(&live);
+            }
+        }
+        let (store, wanted) = (self.store.clone(), name.clone());
+        let record = blocking(move || store.get(&wanted)).await?;
+        let mut task = record.task();
+        if let Some(doubt) = self.doubt(name) {
+            store::doubt(&mut task, &doubt);
+        }
+        Ok(task)
+    }
+
+    /// Lists from the records; shims are asked aside, for the next time.
+    pub(crate) async fn list(
+        self: &Rc<Self>,
+        namespace: contracts::Namespace,
+        request: List,
+    ) -> Result<Page<Task>> {
+        let mut doubts = HashMap::<ContainerId, String>::new();
+        for live in self.of(&namespace) {
+            let doubt = live.doubt();
+            if !doubt.is_empty() {
+                doubts.insert(live.name.id.clone(), doubt);
+            }
+        }
+        let store = self.store.clone();
+        let space = namespace.clone();
+        let page = blocking(move || store.list(&namespace, &request, &doubts)).await?;
+        for task in page
+            .items
+            .iter()
+            .filter(|task| task.status != Status::Stopped)
+        {
+            let (namespace, id) = (space.clone(), task.id.clone());
+            if let Some(live) = self.find(&Name { namespace, id }) {
+                self.ask_aside(&live);
+            }
+        }
+        Ok(page)
+    }
+
+    /// Waits for the end of a process, with nothing of the engine in hand. Errors: `NotFound`.
+    pub(crate) fn wait(
+        &self,
+        name: &Name,
+        exec: Option<&ExecId>,
+    ) -> Result<impl Future<Output = Result<Exit>> + use<>> {
+        let (_, tracked) = self.tracked(name, exec)?;
+        let (mut exit, id) = (tracked.exit(), name.id.clone());
+        Ok(async move {
+            let ended = exit.wait_for(Option::is_some).await;
+            let ended = ended.ok().and_then(|exit| exit.clone());
+            ended.ok_or_else(|| Error::not_found(format!("task {id}: was deleted meanwhile")))
+        })
+    }
+
+    fn of(&self, namespace: &contracts::Namespace) -> Vec<Rc<Live>> {
+        let live = self.live.borrow();
+        live.values()
+            .filter(|live| live.name.namespace == *namespace)
+            .cloned()
+            .collect()
+    }
+
+    fn doubt(&self, name: &Name) -> Option<String> {
+        let doubt = self.find(name)?.doubt();
+        (!doubt.is_empty()).then_some(doubt)
+    }
+}
+
+/// The time a caller still waits, at most `most`.
+pub(crate) fn left(ctx: &Ctx, most: Duration) -> Duration {
+    ctx.deadline
+        .saturating_duration_since(tokio::time::Instant::now())
+        .min(most)
+        .max(Duration::from_millis(1))
+}
+
+/// Runs what blocks where that is allowed.
+pub(crate) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T>
+where
+    T: Send + 'static,
+    E: Into<Error> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(e) => Err(Error::internal(format!("disk work: {e}"))),
+    }
+}
+
+fn own_shim(config: &Config) -> Program {
+    let (path, first) = if config.shim.is_empty() {
+        let this = std::env::current_exe();
+        let this = this.as_deref().unwrap_or(Path::new("/proc/self/exe"));
+        (this.to_string_lossy().into_owned(), Some("shim".to_owned()))
+    } else {
+        (config.shim.clone(), None)
+    };
+    Program {
+        path,
+        first,
+        own: true,
+    }
+}

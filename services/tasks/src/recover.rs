@@ -1,0 +1,284 @@
+//! After a restart: every task is taken up where its shim left it, whatever happened to this process in between.
+//!
+//! | found | done |
+//! |---|---|
+//! | half-made task | undone, as if it had not been asked for; the call comes again |
+//! | shim answers | what was missed is recorded and told, then watched on |
+//! | shim does not answer | `unknown`, and asked again until it does |
+//! | shim is gone | what it left is cleared, the end is recorded |
+//! | bundle without a record | cleared |
+
+use crate::bundle;
+use crate::engine::{Engine, STATE, blocking};
+use crate::launch::{Launch, Listening};
+use crate::layout::names_in;
+use crate::lifecycle::{Input, Phase};
+use crate::live::Live;
+use crate::logs::folder;
+use crate::shim::ShimError;
+use crate::stdio::Streams;
+use crate::store::{ExecRecord, Name, Record};
+use bus::Ctx;
+use containerd_shim_protos::api::{self, Status};
+use contracts::{Code, ContainerId, Error, Result, containers};
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Shims that are asked at a time.
+const AT_ONCE: usize = 16;
+/// Pause before a shim that did not answer is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often logs are looked at whose container may be gone.
+const HOURLY: Duration = Duration::from_secs(3600);
+
+impl Engine {
+    /// Takes up everything that was there when this process started. Blocks for the reading of the records only.
+    pub(crate) fn take_up(self: &Rc<Self>) -> Result<()> {
+        let all = self.store.all().map_err(Error::from)?;
+        let known: HashSet<Name> = all.iter().map(|(name, _)| name.clone()).collect();
+        let room = Rc::new(Semaphore::new(AT_ONCE));
+        for (name, record) in all {
+            let live = Rc::new(self.as_recorded(&name, &record));
+            let execs = self.store.execs(&name).map_err(Error::from)?;
+            for exec in &execs {
+                live.add_exec(exec.id.clone(), exec.process.exit.clone());
+            }
+            self.insert(live.clone());
+            let (engine, room) = (Rc::downgrade(self), room.clone());
+            self.keep(tokio::task::spawn_local(async move {
+                // Taken first of all: whoever asks for a change waits until it is known what there is to change.
+                let turn = live.turn.lock().await;
+                let _room = room.acquire().await;
+                if let Some(engine) = engine.upgrade() {
+                    let again = engine.reattach(&live, &record, &execs).await;
+                    drop(turn);
+                    if again {
+                        engine.insist(&live);
+                    }
+                }
+            }));
+        }
+        self.clear_orphans(known);
+        self.sweep_logs_hourly();
+        Ok(())
+    }
+
+    fn as_recorded(&self, name: &Name, record: &Record) -> Live {
+        let mut launch = Launch::new(record.shim.clone(), name, record.created_at, &self.layout);
+        launch.bundle = record.bundle.clone().into();
+        let listening = (!record.address.is_empty()).then(|| Listening {
+            address: record.address.clone(),
+            api: record.api,
+        });
+        if let Some(socket) = record.address.strip_prefix("unix://") {
+            launch.socket = socket.into();
+        }
+        Live::new(launch, listening, record.process.exit.clone())
+    }
+
+    /// Finds out how one task stands; says whether its shim must be asked again.
+    async fn reattach(
+        self: &Rc<Self>,
+        live: &Rc<Live>,
+        record: &Record,
+        execs: &[ExecRecord],
+    ) -> bool {
+        match record.process.phase {
+            Phase::Creating => {
+                self.undo(live).await;
+                return false;
+            }
+            Phase::Stopped => {
+                for exec in live.all().iter().skip(1) {
+                    exec.tell(crate::end::unseen());
+                }
+                return false;
+            }
+            Phase::Created | Phase::Running | Phase::Paused => {}
+        }
+        let request = api::StateRequest {
+            id: live.name.id.to_string(),
+            ..Default::default()
+        };
+        let state = live
+            .call::<_, api::StateResponse>("State", &request, STATE)
+            .await;
+        match state {
+            Ok(state) => {
+                self.found(live, &state).await;
+                self.found_execs(live, execs).await;
+                self.attend(live, record, execs, state.status == Status::STOPPED.into());
+                false
+            }
+            Err(error @ ShimError::Gone(_)) => {
+                self.lost(live, &error.to_string()).await;
+                false
+            }
+            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
+                self.lost(live, "it knows no such container").await;
+                false
+            }
+            Err(error) => {
+                live.suspect(&error.to_string());
+                self.attend(live, record, execs, false);
+                true
+            }
+        }
+    }
+
+    /// Watches all processes on, and pumps their streams where the shim does not.
+    fn attend(self: &Rc<Self>, live: &Rc<Live>, record: &Record, execs: &[ExecRecord], over: bool) {
+        let first = (None, &record.process, record.stdio);
+        let added = execs
+            .iter()
+            .map(|exec| (Some(&exec.id), &exec.process, exec.stdio));
+        for (exec, process, stdio) in std::iter::once(first).chain(added) {
+            let (Some(tracked), true) = (live.process(exec), process.alive()) else {
+                continue;
+            };
+            let log = self.layout.log(&live.name, exec);
+            let streams = Streams::of(&live.launch, &log, exec, stdio);
+            // Nobody writes to the streams of what has ended: they would never end.
+            let attended = if over {
+                Ok(())
+            } else {
+                streams.attend(&tracked)
+            };
+            let drained = streams
+                .shim_log()
+                .map(|drain| drain.map(|drain| live.keep(drain)));
+            if let Err(error) = attended.and(drained) {
+                tracing::warn!(task = %live.name.id, %error, "output of a process is not read");
+            }
+            self.watch(live, exec.cloned());
+        }
+    }
+
+    /// Records starts of added processes that nobody was answered for.
+    async fn found_execs(&self, live: &Live, execs: &[ExecRecord]) {
+        for exec in execs
+            .iter()
+            .filter(|exec| exec.process.phase == Phase::Created)
+        {
+            let request = api::StateRequest {
+                id: live.name.id.to_string(),
+                exec_id: exec.id.to_string(),
+                ..Default::default()
+            };
+            let state = live
+                .call::<_, api::StateResponse>("State", &request, STATE)
+                .await;
+            let Ok(state) = state else { continue };
+            if state.pid != 0 && state.status != Status::CREATED.into() {
+                let found = Input::Found(Box::new(Input::Started { pid: state.pid }));
+                let name = &live.name;
+                let _ = self
+                    .store
+                    .change_exec(name, &exec.id, None, vec![found])
+                    .await;
+            }
+        }
+    }
+
+    /// Asks a stuck shim until it answers.
+    fn insist(self: &Rc<Self>, live: &Rc<Live>) {
+        let (engine, asked) = (Rc::downgrade(self), Rc::downgrade(live));
+        let errand = tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(AGAIN).await;
+                let (Some(engine), Some(live)) = (engine.upgrade(), asked.upgrade()) else {
+                    return;
+                };
+                if live.doubt().is_empty() {
+                    return;
+                }
+                engine.ask(&live).await;
+            }
+        });
+        live.keep(errand.abort_handle());
+    }
+
+    fn clear_orphans(self: &Rc<Self>, known: HashSet<Name>) {
+        let engine = Rc::downgrade(self);
+        let bundles = self.layout.bundles();
+        self.keep(tokio::task::spawn_local(async move {
+            let found = blocking(move || Ok::<_, Error>(names_in(&bundles))).await;
+            for name in found.unwrap_or_default() {
+                let Some(engine) = engine.upgrade() else {
+                    return;
+                };
+                // A task of that name may have been made by now.
+                if known.contains(&name) || engine.find(&name).is_some() {
+                    continue;
+                }
+                engine.clear_orphan(name).await;
+            }
+        }));
+    }
+
+    async fn clear_orphan(&self, name: Name) {
+        let folder = self.layout.bundle(&name);
+        let (program, socket) = bundle::made_by(&folder).unwrap_or_else(|| {
+            let socket = self.layout.socket(&name, contracts::Timestamp(0));
+            (self.own.clone(), socket)
+        });
+        let launch = Launch {
+            program,
+            socket,
+            bundle: folder.clone(),
+            events: self.layout.events(),
+            name,
+        };
+        tracing::warn!(task = %launch.name.id, "a bundle without a record is cleared");
+        let live = Rc::new(Live::new(launch, None, None));
+        let _turn = live.turn.lock().await;
+        self.insert(live.clone());
+        let _ = self.clear(&live).await;
+        if let Err(error) = blocking(move || bundle::remove(&folder)).await {
+            tracing::warn!(%error, "a bundle without a record stays");
+        }
+        self.remove(&live.name);
+    }
+
+    fn sweep_logs_hourly(self: &Rc<Self>) {
+        let engine = Rc::downgrade(self);
+        self.keep(tokio::task::spawn_local(async move {
+            loop {
+                let Some(strong) = engine.upgrade() else {
+                    return;
+                };
+                let all = strong.layout.all_logs();
+                let found = blocking(move || Ok::<_, Error>(names_in(&all))).await;
+                for name in found.unwrap_or_default() {
+                    if strong.find(&name).is_none() {
+                        let _ = strong.owns_logs(&name).await;
+                    }
+                }
+                drop(strong);
+                tokio::time::sleep(HOURLY).await;
+            }
+        }));
+    }
+
+    /// Whether the container is still there whose logs are kept under this name; if not, they go.
+    pub(crate) async fn owns_logs(&self, name: &Name) -> Result<bool> {
+        let ctx = Ctx::new(Some(name.namespace.clone()));
+        let id: ContainerId = name.id.clone();
+        let made = match self.bus.call(&ctx, containers::Get { id }).await {
+            Ok(container) => Some(container.created_at),
+            Err(error) if error.is(Code::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        let folder = self.layout.logs(name);
+        blocking(move || {
+            let owner = folder::owner(&folder);
+            if owner.is_some() && owner == made {
+                return Ok::<_, Error>(true);
+            }
+            folder::remove(&folder).map(|()| false)
+        })
+        .await
+    }
+}
