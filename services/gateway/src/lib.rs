@@ -21,7 +21,7 @@
 //! | `convert/` | contracts ↔ the JSON that users see |
 //! | `lists.rs` | filters and pages for lists whose owner has none |
 //! | `errors.rs` | error classes → status and problem documents |
-//! | `openapi.rs` `metrics.rs` | the table and its traffic, described |
+//! | `openapi.rs` `param.rs` `metrics.rs` | the table and its traffic, described |
 //!
 //! To find the line that handles a request, search `routes/` for its path.
 //!
@@ -36,6 +36,7 @@ mod errors;
 mod lists;
 mod metrics;
 mod openapi;
+mod param;
 mod path;
 mod pipe;
 mod range;

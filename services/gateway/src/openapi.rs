@@ -3,17 +3,20 @@
 //! Source: OpenAPI 3.1.
 
 use crate::errors::ProblemView;
-use crate::request::TIMEOUT;
-use crate::router::{Media, Route, Schemas, Shape, Table};
+use crate::param::{self, Kind, Param};
+use crate::request::{DRY_RUN, TIMEOUT};
+use crate::router::{Media, Route, Schemas, Table};
 use actix_web::http::Method;
+use std::collections::BTreeMap;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::path::{
     HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathsBuilder,
 };
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{ComponentsBuilder, ObjectBuilder, Ref, Type};
+use utoipa::openapi::schema::{ComponentsBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::{
-    InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Required, ResponseBuilder, ResponsesBuilder,
+    InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, Required, ResponseBuilder,
+    ResponsesBuilder,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -23,7 +26,8 @@ pub(crate) fn document(table: &Table) -> OpenApi {
     schemas.push((ProblemView::name().into_owned(), ProblemView::schema()));
     let mut paths = PathsBuilder::new();
     for route in table.routes() {
-        for shape in route.takes.iter().chain(&route.answers) {
+        let others = route.others.iter().map(|(_, shape)| shape);
+        for shape in route.takes.iter().chain(&route.answers).chain(others) {
             (shape.collect)(&mut schemas);
         }
         let item = PathItem::new(method(&route.method), operation(route));
@@ -63,22 +67,22 @@ fn operation(route: &Route) -> OperationBuilder {
         .summary(Some(route.summary))
         .operation_id(Some(operation_id(route)))
         .tag(tag(route));
-    for (name, place, text) in parameters(route) {
+    for (place, param) in parameters(route) {
         let required = match place {
             ParameterIn::Path => Required::True,
             _ => Required::False,
         };
         operation = operation.parameter(
             ParameterBuilder::new()
-                .name(name)
+                .name(param.name)
                 .parameter_in(place)
                 .required(required)
-                .description(Some(text))
-                .schema(Some(ObjectBuilder::new().schema_type(Type::String))),
+                .description(Some(param.text))
+                .schema(Some(param.schema())),
         );
     }
     if let Some(shape) = &route.takes {
-        let body = ContentBuilder::new().schema(Some(reference(shape))).build();
+        let body = ContentBuilder::new().schema(Some((shape.schema)())).build();
         let body = RequestBodyBuilder::new().content("application/json", body);
         operation = operation.request_body(Some(body.build()));
     }
@@ -90,50 +94,44 @@ fn operation(route: &Route) -> OperationBuilder {
     operation.responses(responses(route))
 }
 
-fn parameters(route: &Route) -> Vec<(&'static str, ParameterIn, &'static str)> {
-    let path = route
-        .pattern
-        .split('/')
-        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
-        .map(|name| match name.strip_suffix('*') {
-            Some(name) => (name, ParameterIn::Path, "May have slashes, raw or encoded"),
-            None => (name, ParameterIn::Path, "One part of the path"),
-        });
-    let dry = route.dry.then_some(crate::request::DRY_RUN);
+/// Understood by every route that changes something.
+const LEASE: Param = param::text("Gantry-Lease", "A lease that shall hold what this makes");
+const KEY: Param = param::text(
+    "Idempotency-Key",
+    "A repetition with the same key gets the first answer",
+);
+const VERSION: Param = param::of(
+    "If-Match",
+    Kind::Pattern("^\"[0-9]{1,18}\"$"),
+    "The version of the record that the client saw",
+);
+
+fn parameters(route: &Route) -> Vec<(ParameterIn, Param)> {
+    let parts = route.pattern.split('/');
+    let path = parts.filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let path = path.map(|part| (ParameterIn::Path, Param::in_path(part)));
+    let dry = route.dry.then_some(DRY_RUN);
     let query = route.query.iter().copied().chain(dry).chain([TIMEOUT]);
-    let query = query.map(|(name, text)| (name, ParameterIn::Query, text));
-    let header = |name, text| (name, ParameterIn::Header, text);
-    let lease = header("Gantry-Lease", "A lease that shall hold what this makes");
-    let key = header(
-        "Idempotency-Key",
-        "A repetition with the same key gets the first answer",
-    );
-    let version = header("If-Match", "The version of the record that the client saw");
-    path.chain(query)
-        .chain(route.mutates().then_some(lease))
-        .chain(route.mutates().then_some(key))
-        .chain(route.conditional.then_some(version))
+    let lasting = route.mutates().then_some([LEASE, KEY]);
+    let header = lasting
+        .into_iter()
+        .flatten()
+        .chain(route.conditional.then_some(VERSION));
+    path.chain(query.map(|param| (ParameterIn::Query, param)))
+        .chain(header.map(|param| (ParameterIn::Header, param)))
         .collect()
 }
 
 fn responses(route: &Route) -> ResponsesBuilder {
-    let mut good = ResponseBuilder::new().description(route.summary);
-    match (&route.answers, route.media) {
-        (Some(shape), media) => {
-            let content = || ContentBuilder::new().schema(Some(reference(shape))).build();
-            good = good.content("application/json", content());
-            if media == Media::Records {
-                for kind in ["text/event-stream", "application/x-ndjson"] {
-                    good = good.content(kind, ContentBuilder::new().build());
-                }
-            }
-        }
-        (None, Media::Bytes) => {
-            good = good.content("application/octet-stream", ContentBuilder::new().build());
-        }
-        (None, Media::Text) => good = good.content("text/plain", ContentBuilder::new().build()),
-        (None, _) => {}
+    let mut shapes: BTreeMap<u16, Vec<RefOr<Schema>>> = BTreeMap::new();
+    shapes.entry(route.status).or_default();
+    let own = route.answers.iter().map(|shape| (route.status, *shape));
+    for (status, shape) in own.chain(route.others.iter().copied()) {
+        shapes.entry(status).or_default().push((shape.schema)());
     }
+    let good = shapes
+        .into_iter()
+        .map(|(status, shapes)| (status.to_string(), good(route, shapes)));
     let problem = ResponseBuilder::new()
         .description("What went wrong, with a code and a sentence that helps")
         .content(
@@ -142,13 +140,41 @@ fn responses(route: &Route) -> ResponsesBuilder {
                 .schema(Some(Ref::from_schema_name(ProblemView::name())))
                 .build(),
         );
-    ResponsesBuilder::new()
-        .response(route.status.to_string(), good)
-        .response("default", problem)
+    good.fold(ResponsesBuilder::new(), |responses, (status, good)| {
+        responses.response(status, good)
+    })
+    .response("default", problem)
 }
 
-fn reference(shape: &Shape) -> Ref {
-    Ref::from_schema_name((shape.name)())
+/// An answer that is one of several shapes, or that has no JSON at all.
+fn good(route: &Route, mut shapes: Vec<RefOr<Schema>>) -> ResponseBuilder {
+    let empty = || ContentBuilder::new().build();
+    let mut good = ResponseBuilder::new().description(route.summary);
+    match (shapes.len(), route.media) {
+        (0, Media::Bytes) => good = good.content("application/octet-stream", empty()),
+        (0, Media::Text) => good = good.content("text/plain", empty()),
+        (0, _) => {}
+        (1, _) => {
+            let schema = shapes.pop();
+            good = good.content(
+                "application/json",
+                ContentBuilder::new().schema(schema).build(),
+            );
+        }
+        _ => {
+            let any = shapes
+                .into_iter()
+                .fold(OneOfBuilder::new(), OneOfBuilder::item);
+            let any = ContentBuilder::new().schema(Some(Schema::from(any)));
+            good = good.content("application/json", any.build());
+        }
+    }
+    if route.media == Media::Records {
+        for kind in ["text/event-stream", "application/x-ndjson"] {
+            good = good.content(kind, empty());
+        }
+    }
+    good
 }
 
 /// The resource that a route belongs to: the first part after the version and the namespace.

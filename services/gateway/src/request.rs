@@ -2,8 +2,9 @@
 
 use crate::edge::Edge;
 use crate::errors::Problem;
+use crate::param::{self, Kind, Param};
 use crate::path::Captures;
-use crate::router::{Param, Route};
+use crate::router::Route;
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bus::{Bus, Ctx, DEFAULT_DEADLINE};
@@ -20,18 +21,19 @@ const LONG: Duration = Duration::from_secs(24 * 3600);
 const MAX_KEY: usize = 255;
 
 /// Understood by every route.
-pub(crate) const TIMEOUT: Param = (
+pub(crate) const TIMEOUT: Param = param::of(
     "timeout",
+    Kind::Pattern(param::DURATION),
     "How long to try: seconds, or a number with ms, s, m or h; 30 s by default, long waits 24 h",
 );
 /// For lists.
 pub(crate) const LISTED: [Param; 3] = [
-    ("filter", "A filter expression; repeat it for alternatives"),
-    ("limit", "At most so many items"),
-    ("page_token", "next_page_token of the page before"),
+    param::text("filter", "A filter expression; repeat it for alternatives"),
+    param::count("limit", "At most so many items"),
+    param::text("page_token", "next_page_token of the page before"),
 ];
 /// For mutations that offer it.
-pub(crate) const DRY_RUN: Param = ("dry_run", "Check and tell, change nothing");
+pub(crate) const DRY_RUN: Param = param::flag("dry_run", "Check and tell, change nothing");
 
 /// What a client wants to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -325,9 +327,9 @@ fn known(query: &[(String, String)], route: &Route) -> Result<()> {
     let dry = route.mutates().then_some(DRY_RUN);
     let offered: Vec<Param> = route.query.iter().copied().chain([TIMEOUT]).collect();
     for (name, _) in query {
-        let known = offered.iter().chain(&dry).any(|(known, _)| known == name);
+        let known = offered.iter().chain(&dry).any(|known| known.name == name);
         if !known {
-            let names: Vec<&str> = offered.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&str> = offered.iter().map(|param| param.name).collect();
             return Err(Error::invalid(format!(
                 "unknown parameter {name:?}: {} {} knows {}",
                 route.method,

@@ -1,40 +1,74 @@
 //! One table of routes: what is matched, what is described at `/openapi.json`, and what `/metrics` counts by.
 
+use crate::convert::DryView;
+use crate::convert::operation::OperationView;
 use crate::errors::{Answer, Problem};
+use crate::param::Param;
 use crate::path::{Captures, Path, pattern_verb};
-use crate::request::Request;
+use crate::request::{LISTED, Request};
 use actix_web::http::{Method, StatusCode, header};
 use contracts::Error;
 use futures_util::future::LocalBoxFuture;
 use std::rc::Rc;
-use utoipa::openapi::{RefOr, schema::Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, Type};
+use utoipa::openapi::{Ref, RefOr};
 
 /// Answers a request of one route.
 pub(crate) type Handler = Rc<dyn Fn(Request) -> LocalBoxFuture<'static, Answer>>;
 /// Schemas by name, as `utoipa` collects them.
 pub(crate) type Schemas = Vec<(String, RefOr<Schema>)>;
 
-/// A query parameter: name, and what it does.
-pub(crate) type Param = (&'static str, &'static str);
-
-/// A body in the description: how to refer to it, and what it refers to.
+/// A body in the description: its schema, and the schemas that it refers to.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
-    pub(crate) name: fn() -> String,
+    pub(crate) schema: fn() -> RefOr<Schema>,
     pub(crate) collect: fn(&mut Schemas),
 }
 
 impl Shape {
-    fn of<T: ToSchema + PartialSchema>() -> Self {
+    /// One object.
+    pub(crate) fn of<T: ToSchema>() -> Self {
         Self {
-            name: || T::name().into_owned(),
+            schema: || Ref::from_schema_name(T::name()).into(),
             collect: |all| {
                 all.push((T::name().into_owned(), T::schema()));
                 T::schemas(all);
             },
         }
     }
+
+    /// Several objects.
+    fn many<T: ToSchema>() -> Self {
+        Self {
+            schema: || {
+                Schema::from(ArrayBuilder::new().items(Ref::from_schema_name(T::name()))).into()
+            },
+            ..Self::of::<T>()
+        }
+    }
+
+    /// A page of a list.
+    fn page<T: ToSchema>() -> Self {
+        Self {
+            schema: || page(Ref::from_schema_name(T::name())).into(),
+            ..Self::of::<T>()
+        }
+    }
+}
+
+/// What [`crate::convert::PageView`] is in JSON.
+fn page(item: Ref) -> Schema {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    let number = ObjectBuilder::new().schema_type(Type::Integer);
+    let fields = ObjectBuilder::new()
+        .property("items", ArrayBuilder::new().items(item))
+        .property("next_page_token", text)
+        .property("version", number);
+    ["items", "next_page_token", "version"]
+        .into_iter()
+        .fold(fields, ObjectBuilder::required)
+        .into()
 }
 
 /// What a route takes or answers besides JSON of a known shape.
@@ -63,6 +97,8 @@ pub(crate) struct Route {
     pub(crate) takes: Option<Shape>,
     pub(crate) takes_bytes: bool,
     pub(crate) answers: Option<Shape>,
+    /// What else it answers when all goes well, by status.
+    pub(crate) others: Vec<(u16, Shape)>,
     pub(crate) status: u16,
     pub(crate) media: Media,
     /// Honours `If-Match`.
@@ -90,6 +126,7 @@ where
         takes: None,
         takes_bytes: false,
         answers: None,
+        others: Vec::new(),
         status: 200,
         media: Media::Json,
         conditional: false,
@@ -142,6 +179,31 @@ impl Route {
         self
     }
 
+    /// Answers an array.
+    pub(crate) fn many<T: ToSchema>(mut self) -> Self {
+        self.answers = Some(Shape::many::<T>());
+        self
+    }
+
+    /// Answers a page of a list, whose parameters it takes.
+    pub(crate) fn lists<T: ToSchema>(mut self) -> Self {
+        self.answers = Some(Shape::page::<T>());
+        self.query(&LISTED)
+    }
+
+    /// May answer something else with another status.
+    pub(crate) fn or<T: ToSchema>(mut self, status: u16) -> Self {
+        self.others.push((status, Shape::of::<T>()));
+        self
+    }
+
+    /// Begins long work: takes `wait`, may answer 202, and streams progress by `Accept`.
+    pub(crate) fn works(self, wait: Param) -> Self {
+        self.media(Media::Records)
+            .query(&[wait])
+            .or::<OperationView>(202)
+    }
+
     /// Answers with this status when all goes well.
     pub(crate) fn status(mut self, status: u16) -> Self {
         self.status = status;
@@ -163,7 +225,7 @@ impl Route {
     /// Honours `?dry_run=true`.
     pub(crate) fn dry(mut self) -> Self {
         self.dry = true;
-        self
+        self.or::<DryView>(200)
     }
 
     /// Needs no token.

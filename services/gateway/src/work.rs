@@ -3,8 +3,8 @@
 use crate::convert::operation::OperationView;
 use crate::edge::OPERATION;
 use crate::errors::{Answer, Problem};
+use crate::param::{self, Param};
 use crate::request::{Accept, Request};
-use crate::router::Param;
 use crate::stream::{self, Local, Record, produce};
 use actix_web::HttpResponse;
 use actix_web::http::{StatusCode, header};
@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use std::time::Duration;
 
 /// For long work.
-pub(crate) const WAIT: Param = (
+pub(crate) const WAIT: Param = param::flag(
     "wait",
     "true: answer when it is finished; false: answer 202 at once",
 );

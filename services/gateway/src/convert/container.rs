@@ -4,9 +4,10 @@ use super::image::{AuthBody, access};
 use super::{json, text};
 use contracts::containers::{Caps, Container, Options, Resources, Rlimit, Runtime, UserMount};
 use contracts::operations::CreateContainer;
-use contracts::{ContainerId, Error, ImageName, Labels, Result, SnapshotKey, Timestamp};
+use contracts::{ContainerId, Error, ImageName, Result, SnapshotKey, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// One container.
@@ -20,7 +21,7 @@ pub(crate) struct ContainerView {
     #[schema(value_type = Option<String>)]
     image: Option<ImageName>,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// Which shim runs it.
     runtime: RuntimeView,
     /// Snapshot driver; empty for none.
@@ -79,6 +80,7 @@ impl From<Container> for ContainerView {
 #[schema(as = NewContainer)]
 pub(crate) struct ContainerBody {
     /// Its id; made up when absent.
+    #[schema(pattern = "^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length = 76)]
     id: Option<String>,
     /// As a user types it, `busybox:1.36`.
     image: String,
@@ -121,9 +123,9 @@ pub(crate) struct ContainerBody {
     /// `host` shares.
     ipc: String,
     /// Kernel settings of the container's namespaces.
-    sysctls: Labels,
+    sysctls: BTreeMap<String, String>,
     /// OCI annotations.
-    annotations: Labels,
+    annotations: BTreeMap<String, String>,
     /// `"unconfined"`, or a seccomp profile as an object; absent for the default profile.
     #[schema(value_type = Option<Object>)]
     seccomp: Value,
@@ -134,7 +136,7 @@ pub(crate) struct ContainerBody {
     /// Wanted `oom_score_adj`.
     oom_score_adj: Option<i32>,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// Which shim runs it: a name, or `{name, options}`.
     #[schema(value_type = Object)]
     runtime: RuntimeBody,

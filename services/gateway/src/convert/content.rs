@@ -1,8 +1,9 @@
 //! Blobs and ingests.
 
 use contracts::content::{Blob, Ingest};
-use contracts::{Digest, Labels, Ref, Timestamp};
+use contracts::{Digest, Ref, Timestamp};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// One blob.
@@ -15,7 +16,7 @@ pub(crate) struct BlobView {
     /// Bytes.
     size: u64,
     /// Carry gc references among others.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// When it was committed in this namespace.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,

@@ -4,8 +4,9 @@ use super::PlatformView;
 use contracts::images::Image;
 use contracts::operations::PulledImage;
 use contracts::transfer::{Access, Auth};
-use contracts::{Descriptor, Digest, ImageName, Labels, Timestamp};
+use contracts::{Descriptor, Digest, ImageName, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Media type, digest and size of a blob.
@@ -16,13 +17,13 @@ pub(crate) struct DescriptorView {
     /// For example `application/vnd.oci.image.manifest.v1+json`.
     media_type: String,
     /// `sha256:…`.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$")]
     digest: Digest,
     /// Bytes.
     size: u64,
     /// May be empty.
     #[serde(default)]
-    annotations: Labels,
+    annotations: BTreeMap<String, String>,
     /// For which platform, when an index says so.
     #[serde(default)]
     platform: Option<PlatformView>,
@@ -67,7 +68,7 @@ pub(crate) struct ImageView {
     /// What it stands for: a manifest or an index.
     target: DescriptorView,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// When the name was made.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,

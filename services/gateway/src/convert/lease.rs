@@ -2,8 +2,9 @@
 
 use contracts::collect::Resource;
 use contracts::leases::Lease;
-use contracts::{Digest, Error, ImageName, Labels, LeaseId, Ref, Result, SnapshotKey, Timestamp};
+use contracts::{Digest, Error, ImageName, LeaseId, Ref, Result, SnapshotKey, Timestamp};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// One lease.
@@ -14,7 +15,7 @@ pub(crate) struct LeaseView {
     #[schema(value_type = String)]
     pub(crate) id: LeaseId,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,

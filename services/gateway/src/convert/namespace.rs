@@ -1,8 +1,9 @@
 //! Namespaces.
 
 use contracts::namespaces::Info;
-use contracts::{Labels, Namespace, Timestamp};
+use contracts::{Namespace, Timestamp};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// One namespace.
@@ -13,7 +14,7 @@ pub(crate) struct NamespaceView {
     #[schema(value_type = String)]
     name: Namespace,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// When its record was made; null for one that only holds things.
     #[schema(value_type = Option<String>, format = DateTime)]
     created_at: Option<Timestamp>,

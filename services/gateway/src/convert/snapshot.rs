@@ -1,8 +1,9 @@
 //! Snapshots and mounts.
 
 use contracts::snapshots::{Info, SnapshotKind, Used};
-use contracts::{Labels, Mount, SnapshotKey, Timestamp};
+use contracts::{Mount, SnapshotKey, Timestamp};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// One snapshot.
@@ -19,7 +20,7 @@ pub(crate) struct SnapshotView {
     #[schema(value_type = String)]
     kind: SnapshotKind,
     /// Carry gc references among others.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// When it was prepared.
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,

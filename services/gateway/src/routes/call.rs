@@ -1,6 +1,7 @@
 //! Any method of any contract, as JSON: what is new on the bus is at hand before it has a resource.
 
 use crate::errors::Answer;
+use crate::param;
 use crate::request::Request;
 use crate::router::{Route, post};
 use actix_web::HttpResponse;
@@ -13,8 +14,8 @@ pub(super) fn routes() -> Vec<Route> {
         post("/v1/call/{method}", call)
             .says("Calls a method of a contract by its wire name, content.stat, with its message as JSON")
             .query(&[
-                ("plugin", "Which plugin, for contracts that several answer: snapshots/overlayfs"),
-                ("namespace", "On behalf of which namespace"),
+                param::text("plugin", "Which plugin, for contracts that several answer: snapshots/overlayfs"),
+                param::text("namespace", "On behalf of which namespace"),
             ]),
     ]
 }

@@ -4,8 +4,9 @@ use crate::convert::container::{ContainerBody, ContainerView};
 use crate::convert::task::{ExitView, TaskView};
 use crate::convert::{DryView, PageView, text};
 use crate::errors::{Answer, Problem};
-use crate::request::{Accept, LISTED, Request, created, nothing, ok, versioned};
-use crate::router::{Media, Param, Route, delete, get, patch, post};
+use crate::param::{self, Kind, Param};
+use crate::request::{Accept, Request, created, nothing, ok, versioned};
+use crate::router::{Route, delete, get, patch, post};
 use crate::work::{self, WAIT, When};
 use contracts::containers::{Get, List, Update};
 use contracts::operations::{CreateContainer, Outcome, Remove, Work};
@@ -18,8 +19,9 @@ use utoipa::ToSchema;
 
 /// Digits of a generated id, as many as Docker shows.
 const GENERATED: usize = 12;
-const RUN_WAIT: Param = (
+const RUN_WAIT: Param = param::of(
     "wait",
+    Kind::Choice(&["true", "exit", "started", "false"]),
     "true or exit: answer when the process has ended; started: when it runs; false: 202 at once",
 );
 
@@ -27,21 +29,18 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/namespaces/{ns}/containers:run", run)
             .says("Pulls if missing, makes a container, creates and starts its task")
-            .query(&[RUN_WAIT])
+            .works(RUN_WAIT)
             .takes::<ContainerBody>()
-            .media(Media::Records)
             .dry()
-            .status(202)
-            .answers::<TaskView>(),
+            .answers::<TaskView>()
+            .status(201),
         get("/v1/namespaces/{ns}/containers", list)
             .says("Containers, by id, without their specs")
-            .query(&LISTED)
-            .answers::<PageView<ContainerView>>(),
+            .lists::<ContainerView>(),
         post("/v1/namespaces/{ns}/containers", create)
             .says("Makes a container; answers when it is made unless wait=false")
-            .query(&[WAIT])
+            .works(WAIT)
             .takes::<ContainerBody>()
-            .media(Media::Records)
             .dry()
             .answers::<ContainerView>()
             .status(201),
@@ -55,12 +54,11 @@ pub(super) fn routes() -> Vec<Route> {
             .answers::<ContainerView>(),
         delete("/v1/namespaces/{ns}/containers/{id}", remove)
             .says("Deletes a container with its stopped task and its snapshot; answers when it is gone unless wait=false")
+            .works(WAIT)
             .query(&[
-                WAIT,
-                ("force", "Kill a running task first"),
-                ("keep_snapshot", "Leave the snapshot"),
+                param::flag("force", "Kill a running task first"),
+                param::flag("keep_snapshot", "Leave the snapshot"),
             ])
-            .media(Media::Records)
             .dry()
             .answers::<ExitView>(),
     ]

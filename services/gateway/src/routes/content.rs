@@ -5,7 +5,7 @@ use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::{Answer, Problem};
 use crate::pipe;
 use crate::range::{Wanted, wanted};
-use crate::request::{LISTED, Request, nothing, ok};
+use crate::request::{Request, nothing, ok};
 use crate::router::{Media, Route, delete, get, head, patch};
 use crate::stream::Cut;
 use actix_web::body::SizedStream;
@@ -19,8 +19,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/content", list)
             .says("Blobs, by digest")
-            .query(&LISTED)
-            .answers::<PageView<BlobView>>(),
+            .lists::<BlobView>(),
         get("/v1/namespaces/{ns}/content/{digest}/info", info)
             .says("One blob without its bytes")
             .answers::<BlobView>(),

@@ -3,6 +3,7 @@
 use crate::convert::event::{EventPage, EventView, GapBounds, GapView};
 use crate::convert::text;
 use crate::errors::{Answer, Problem};
+use crate::param;
 use crate::request::{Accept, LISTED, Request, ok, with};
 use crate::router::{Media, Route, get, post};
 use crate::stream::{self, Local, Record, produce};
@@ -26,7 +27,7 @@ pub(super) fn routes() -> Vec<Route> {
         get("/v1/events", events)
             .says("What happened and what happens: a page, or a stream by Accept (text/event-stream, application/x-ndjson) that Last-Event-ID resumes")
             .query(&LISTED)
-            .query(&[("since", "Only what came after this number; 0 for everything that is kept")])
+            .query(&[param::count("since", "Only what came after this number; 0 for everything that is kept")])
             .media(Media::Records)
             .answers::<EventPage>(),
         post("/v1/events", publish)

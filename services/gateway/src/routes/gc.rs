@@ -3,7 +3,7 @@
 use crate::convert::operation::CollectedView;
 use crate::errors::Answer;
 use crate::request::{Request, ok};
-use crate::router::{Media, Route, get, post};
+use crate::router::{Route, get, post};
 use crate::work::{self, WAIT, When};
 use contracts::gc::{Last, Plan};
 use contracts::operations::{Collect, Outcome, Work};
@@ -12,8 +12,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/gc", collect)
             .says("Collects garbage; answers when it is gone unless wait=false. A dry run answers the plan with reasons")
-            .query(&[WAIT])
-            .media(Media::Records)
+            .works(WAIT)
             .dry()
             .answers::<CollectedView>(),
         get("/v1/gc", last)

@@ -3,14 +3,15 @@
 use crate::convert::image::{AuthBody, DescriptorView, ImageView, PulledView, access};
 use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::Answer;
-use crate::request::{LISTED, Request, nothing, ok, versioned};
-use crate::router::{Media, Route, delete, get, patch, post, put};
+use crate::request::{Request, nothing, ok, versioned};
+use crate::router::{Route, delete, get, patch, post, put};
 use crate::work::{self, WAIT, When};
 use contracts::images::{Delete, Get, Image, List, Put, Tag, Update};
 use contracts::operations::{Outcome, Pull, Push, Unpack, Work};
 use contracts::transfer::Resolve;
-use contracts::{Code, Descriptor, Error, ImageName, Labels, Namespace, Result, namespaces};
+use contracts::{Code, Descriptor, Error, ImageName, Namespace, Result, namespaces};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Most namespaces that are searched for an image that is not in the caller's.
@@ -20,29 +21,22 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/namespaces/{ns}/images:pull", pull)
             .says("Brings an image in and unpacks it; a dry run only asks the registry")
-            .query(&[WAIT])
+            .works(WAIT)
             .takes::<PullBody>()
-            .media(Media::Records)
             .dry()
-            .status(202)
             .answers::<PulledView>(),
         post("/v1/namespaces/{ns}/images:push", push)
             .says("Sends an image to a registry")
-            .query(&[WAIT])
+            .works(WAIT)
             .takes::<PushBody>()
-            .media(Media::Records)
-            .status(202)
             .answers::<PulledView>(),
         get("/v1/namespaces/{ns}/images", list)
             .says("Images, by name")
-            .query(&LISTED)
-            .answers::<PageView<ImageView>>(),
+            .lists::<ImageView>(),
         post("/v1/namespaces/{ns}/images/{name*}:unpack", unpack)
             .says("Unpacks an image that is here")
-            .query(&[WAIT])
+            .works(WAIT)
             .takes::<UnpackBody>()
-            .media(Media::Records)
-            .status(202)
             .answers::<PulledView>(),
         post("/v1/namespaces/{ns}/images/{name*}:tag", tag)
             .says("Gives an image a second name")
@@ -92,7 +86,7 @@ struct PullBody {
     no_unpack: bool,
     /// Labels of the image.
     #[serde(default)]
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// Speak plain HTTP; loopback registries are tried so anyway.
     #[serde(default)]
     plain_http: bool,
@@ -249,7 +243,7 @@ struct PutBody {
     target: DescriptorView,
     /// Its labels from now on.
     #[serde(default)]
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 async fn make(mut request: Request) -> Answer {

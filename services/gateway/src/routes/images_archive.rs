@@ -2,9 +2,10 @@
 
 use crate::convert::image::PulledView;
 use crate::errors::{Answer, Problem};
+use crate::param::{self, Param};
 use crate::pipe;
 use crate::request::{Accept, Request, ok};
-use crate::router::{Media, Param, Route, post};
+use crate::router::{Media, Route, post};
 use crate::stream;
 use crate::work::{self, WAIT, When};
 use contracts::operations::{Export, Import, Operation, Outcome, Work};
@@ -13,7 +14,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-const PREFIX: Param = (
+const PREFIX: Param = param::text(
     "prefix",
     "Prefix for images that the archive names by tag only",
 );
@@ -22,19 +23,17 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/namespaces/{ns}/images:import", import)
             .says("Reads an OCI layout or docker-archive tar from the body")
+            .works(WAIT)
             .query(&[
-                WAIT,
                 PREFIX,
-                (
+                param::text(
                     "snapshotter",
                     "Snapshot driver; the node's default when absent",
                 ),
-                ("no_unpack", "Only store"),
+                param::flag("no_unpack", "Only store"),
             ])
             .takes_bytes()
-            .media(Media::Records)
-            .status(202)
-            .answers::<Vec<PulledView>>(),
+            .many::<PulledView>(),
         post("/v1/namespaces/{ns}/images:export", export)
             .says("Answers an OCI layout tar that Docker can load too")
             .takes::<ExportBody>()

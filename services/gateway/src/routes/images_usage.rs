@@ -3,8 +3,9 @@
 use super::images::find;
 use crate::convert::snapshot::UsageView;
 use crate::errors::{Answer, Problem};
+use crate::param::{self, Param};
 use crate::request::{Request, ok};
-use crate::router::{Param, Route, get, post};
+use crate::router::{Route, get, post};
 use contracts::images::{Delete, List};
 use contracts::snapshots::{Snapshots, Usage};
 use contracts::transfer::{ImagePlan, Plan};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use utoipa::ToSchema;
 
-const PLATFORM: Param = ("platform", "`linux/arm64/v8`; this machine's when absent");
+const PLATFORM: Param = param::text("platform", "`linux/arm64/v8`; this machine's when absent");
 
 pub(super) fn routes() -> Vec<Route> {
     vec![

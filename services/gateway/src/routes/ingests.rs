@@ -3,14 +3,16 @@
 use crate::convert::PageView;
 use crate::convert::content::{BlobView, IngestView};
 use crate::errors::{Answer, Problem};
+use crate::param::{self, Kind};
 use crate::pipe;
 use crate::range::{Placed, placed};
-use crate::request::{LISTED, Request, created, nothing, ok};
+use crate::request::{Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post, put};
 use actix_web::http::{StatusCode, header};
 use contracts::content::{Abort, Commit, Ingest, Ingests, Status, Write};
-use contracts::{Code, Digest, Error, Labels, Ref, Result};
+use contracts::{Code, Digest, Error, Ref, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use utoipa::ToSchema;
 
@@ -21,14 +23,13 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/ingests", list)
             .says("Unfinished writes, by ref")
-            .query(&LISTED)
-            .answers::<PageView<IngestView>>(),
+            .lists::<IngestView>(),
         get("/v1/namespaces/{ns}/ingests/{ref*}", show)
             .says("One unfinished write: its offset is where to go on")
             .answers::<IngestView>(),
         put("/v1/namespaces/{ns}/ingests/{ref*}", write)
             .says("Writes bytes: from the start, or where Content-Range says, which must be the current offset (416 tells it)")
-            .query(&[("expected", "Digest expected at commit"), ("total", "Bytes expected in all")])
+            .query(&[param::of("expected", Kind::Pattern(param::DIGEST), "Digest expected at commit"), param::count("total", "Bytes expected in all")])
             .takes_bytes()
             .answers::<IngestView>(),
         delete("/v1/namespaces/{ns}/ingests/{ref*}", abort)
@@ -180,9 +181,10 @@ struct CommitBody {
     size: Option<u64>,
     /// Digest expected; absent accepts any.
     #[serde(alias = "expected")]
+    #[schema(pattern = "^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$")]
     digest: Option<String>,
     /// Labels of the new blob.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 async fn commit(mut request: Request) -> Answer {

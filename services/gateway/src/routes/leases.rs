@@ -3,20 +3,20 @@
 use crate::convert::lease::{LeaseView, ResourceView};
 use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::{Answer, Problem};
-use crate::request::{LISTED, Request, created, encode, nothing, ok};
+use crate::request::{Request, created, encode, nothing, ok};
 use crate::router::{Route, delete, get, patch, post};
+use contracts::LeaseId;
 use contracts::collect::Resource;
 use contracts::leases::{Add, Create, Delete, Get, List, Remove, Resources, Update};
-use contracts::{Labels, LeaseId};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/leases", list)
             .says("Leases, by id")
-            .query(&LISTED)
-            .answers::<PageView<LeaseView>>(),
+            .lists::<LeaseView>(),
         post("/v1/namespaces/{ns}/leases", create)
             .says("Makes a lease; name it in Gantry-Lease to have it hold what a request makes")
             .takes::<LeaseBody>()
@@ -24,8 +24,7 @@ pub(super) fn routes() -> Vec<Route> {
             .status(201),
         get("/v1/namespaces/{ns}/leases/{id*}/resources", resources)
             .says("What a lease holds")
-            .query(&LISTED)
-            .answers::<PageView<ResourceView>>(),
+            .lists::<ResourceView>(),
         post("/v1/namespaces/{ns}/leases/{id*}/resources", add)
             .says("Lets a lease hold more")
             .takes::<ResourcesBody>()
@@ -63,7 +62,7 @@ struct LeaseBody {
     /// Its id; made up when absent.
     id: Option<String>,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     /// Seconds until it ends by itself; absent for never.
     expires_in: Option<u64>,
 }

@@ -1,8 +1,9 @@
 //! What a container's processes wrote. A followed log goes on where it was when the tasks plugin is started again.
 
 use crate::errors::Answer;
+use crate::param::{self, Kind, Param};
 use crate::request::{Accept, Request};
-use crate::router::{Media, Param, Route, get};
+use crate::router::{Media, Route, get};
 use crate::stream::{self, Local, Record, produce};
 use actix_web::web::Bytes;
 use bus::{Bus, Ctx};
@@ -17,7 +18,7 @@ const BREATH: Duration = Duration::from_millis(100);
 /// How long to wait for the first lines before the headers go out without them.
 const FIRST: Duration = Duration::from_millis(250);
 /// Which process of a task.
-pub(super) const EXEC: Param = ("exec", "An added process instead of the first");
+pub(super) const EXEC: Param = param::text("exec", "An added process instead of the first");
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -25,12 +26,12 @@ pub(super) fn routes() -> Vec<Route> {
             .says("What the process wrote: bytes as written, or lines as JSON by Accept (application/x-ndjson, text/event-stream)")
             .query(&[
                 EXEC,
-                ("follow", "Go on until the process ends"),
-                ("since", "Only what was written at or after this: RFC 3339, or how long ago (10m)"),
-                ("until", "Only what was written before this"),
-                ("tail", "Only the last so many lines"),
-                ("timestamps", "Put the time in front of each line of text"),
-                ("stream", "stdout or stderr; both, interleaved, when absent"),
+                param::flag("follow", "Go on until the process ends"),
+                param::of("since", Kind::Pattern(param::MOMENT), "Only what was written at or after this: RFC 3339, or how long ago (10m)"),
+                param::of("until", Kind::Pattern(param::MOMENT), "Only what was written before this"),
+                param::count("tail", "Only the last so many lines"),
+                param::flag("timestamps", "Put the time in front of each line of text"),
+                param::of("stream", Kind::Choice(&["stdout", "stderr"]), "stdout or stderr; both, interleaved, when absent"),
             ])
             .media(Media::Text),
     ]

@@ -3,19 +3,19 @@
 use crate::convert::namespace::NamespaceView;
 use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::Answer;
-use crate::request::{LISTED, Request, nothing, ok};
+use crate::request::{Request, nothing, ok};
 use crate::router::{Route, delete, get, patch, put};
+use contracts::Result;
 use contracts::namespaces::{Delete, Get, List, Put, Update};
-use contracts::{Labels, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces", list)
             .says("Namespaces, by name")
-            .query(&LISTED)
-            .answers::<PageView<NamespaceView>>(),
+            .lists::<NamespaceView>(),
         get("/v1/namespaces/{ns}", show)
             .says("One namespace")
             .answers::<NamespaceView>(),
@@ -56,7 +56,7 @@ async fn show(request: Request) -> Answer {
 #[schema(as = NewNamespace)]
 struct NamespaceBody {
     /// Its labels from now on.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 async fn make(mut request: Request) -> Answer {

@@ -3,21 +3,21 @@
 use crate::convert::operation::OperationView;
 use crate::convert::{DryView, PageView};
 use crate::errors::Answer;
-use crate::request::{Accept, LISTED, Request, ok};
-use crate::router::{Media, Param, Route, delete, get};
+use crate::param::{self, Param};
+use crate::request::{Accept, Request, ok};
+use crate::router::{Media, Route, delete, get};
 use crate::work::{self, WAIT};
 use contracts::operations::{Cancel, Get, List};
 use contracts::{Namespace, Result};
 
-const NAMESPACE: Param = ("namespace", "Only those of this namespace");
+const NAMESPACE: Param = param::text("namespace", "Only those of this namespace");
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/operations", list)
             .says("Operations, newest first")
-            .query(&LISTED)
             .query(&[NAMESPACE])
-            .answers::<PageView<OperationView>>(),
+            .lists::<OperationView>(),
         get("/v1/operations/{id*}", show)
             .says("One operation: now, at its end (wait=true), or step by step by Accept")
             .query(&[WAIT, NAMESPACE])

@@ -1,11 +1,11 @@
 //! Plugins and how they are wired.
 
 use super::node::text;
-use crate::convert::PageView;
 use crate::convert::node::{GraphView, PluginView, dot, mermaid};
 use crate::errors::Answer;
 use crate::lists;
-use crate::request::{LISTED, Request, ok};
+use crate::param::{self, Kind};
+use crate::request::{Request, ok};
 use crate::router::{Route, get, post};
 use contracts::Error;
 use contracts::plugin::{Get, Graph, List, Restart, Start, Stop};
@@ -14,8 +14,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/plugins", list)
             .says("All plugins, by id")
-            .query(&LISTED)
-            .answers::<PageView<PluginView>>(),
+            .lists::<PluginView>(),
         get("/v1/plugins/{id*}", show)
             .says("One plugin: state, process, what it was granted, why it ended last time")
             .answers::<PluginView>(),
@@ -30,7 +29,11 @@ pub(super) fn routes() -> Vec<Route> {
             .answers::<PluginView>(),
         get("/v1/graph", graph)
             .says("Which plugin requires which")
-            .query(&[("format", "json (the default), dot or mermaid")])
+            .query(&[param::of(
+                "format",
+                Kind::Choice(&["json", "dot", "mermaid"]),
+                "json (the default), dot or mermaid",
+            )])
             .answers::<GraphView>(),
     ]
 }

@@ -4,25 +4,24 @@ use crate::convert::snapshot::{MountsView, SnapshotView, UsageView};
 use crate::convert::{DryView, LabelBody, PageView};
 use crate::errors::Answer;
 use crate::lists;
-use crate::request::{LISTED, Request, created, encode, nothing, ok};
+use crate::request::{Request, created, encode, nothing, ok};
 use crate::router::{Route, delete, get, patch, post};
 use contracts::snapshots::{
     Commit, Driver, List, Mounts, Prepare, Remove, Snapshots, Stat, Update, Usage, View,
 };
-use contracts::{Error, Labels, Result, SnapshotKey};
+use contracts::{Error, Result, SnapshotKey};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/snapshots", drivers)
             .says("Snapshot drivers")
-            .query(&LISTED)
-            .answers::<PageView<DriverView>>(),
+            .lists::<DriverView>(),
         get("/v1/namespaces/{ns}/snapshots/{driver}", list)
             .says("Snapshots of a driver, by key")
-            .query(&LISTED)
-            .answers::<PageView<SnapshotView>>(),
+            .lists::<SnapshotView>(),
         post("/v1/namespaces/{ns}/snapshots/{driver}", make)
             .says("Makes a writable snapshot, or a read-only view, and answers its mounts")
             .takes::<SnapshotBody>()
@@ -150,7 +149,7 @@ struct SnapshotBody {
     /// `active` (the default) or `view`.
     kind: Kind,
     /// Its labels.
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 async fn make(mut request: Request) -> Answer {
@@ -207,7 +206,7 @@ struct CommitBody {
     parent: Option<String>,
     /// Its labels.
     #[serde(default)]
-    labels: Labels,
+    labels: BTreeMap<String, String>,
 }
 
 async fn commit(mut request: Request) -> Answer {

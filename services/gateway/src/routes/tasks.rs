@@ -4,7 +4,8 @@ use super::logs::EXEC;
 use crate::convert::task::{ExitView, MetricsView, TaskView};
 use crate::convert::{DryView, PageView, text};
 use crate::errors::Answer;
-use crate::request::{LISTED, Request, created, nothing, ok};
+use crate::param::{self, Kind};
+use crate::request::{Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post};
 use crate::signal::Signal;
 use contracts::tasks::{
@@ -20,8 +21,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![
         get("/v1/namespaces/{ns}/tasks", list)
             .says("Tasks, by id")
-            .query(&LISTED)
-            .answers::<PageView<TaskView>>(),
+            .lists::<TaskView>(),
         post("/v1/namespaces/{ns}/tasks", create)
             .says("Sets up the task of a container; its first process waits for :start")
             .takes::<CreateBody>()
@@ -32,7 +32,7 @@ pub(super) fn routes() -> Vec<Route> {
             .answers::<TaskView>(),
         delete("/v1/namespaces/{ns}/tasks/{id}", remove)
             .says("Removes a stopped task and answers how it ended")
-            .query(&[("force", "Kill a running one first")])
+            .query(&[param::flag("force", "Kill a running one first")])
             .dry()
             .answers::<ExitView>(),
         post("/v1/namespaces/{ns}/tasks/{id}:start", start)
@@ -60,7 +60,11 @@ pub(super) fn routes() -> Vec<Route> {
             .says("Answers when the process has ended; everything it wrote is in the log by then")
             .query(&[
                 EXEC,
-                ("for", "exited, the only state that can be waited for"),
+                param::of(
+                    "for",
+                    Kind::Choice(&["exited"]),
+                    "exited, the only state that can be waited for",
+                ),
             ])
             .answers::<ExitView>(),
         get("/v1/namespaces/{ns}/tasks/{id}/pids", pids)
@@ -85,7 +89,7 @@ async fn list(request: Request) -> Answer {
 #[schema(as = NewTask)]
 struct CreateBody {
     /// The container.
-    #[schema(value_type = String)]
+    #[schema(value_type = String, pattern = "^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length = 76)]
     id: ContainerId,
     /// Whether the process has a terminal, as its spec says.
     #[serde(default)]

@@ -2,12 +2,12 @@
 
 use super::logs;
 use super::tasks::KillBody;
-use crate::convert::PageView;
 use crate::convert::task::{ExecView, ExitView, RanView};
 use crate::convert::text;
 use crate::errors::{Answer, Problem};
 use crate::lists;
-use crate::request::{LISTED, Request, created, nothing, ok};
+use crate::param;
+use crate::request::{Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post};
 use crate::work::{WAIT, When};
 use bus::Ctx;
@@ -29,11 +29,11 @@ pub(super) fn routes() -> Vec<Route> {
             .says("Adds and starts a process; with wait=true answers its exit code and output, and removes it")
             .query(&[WAIT])
             .takes::<ExecBody>()
-            .answers::<RanView>(),
+            .answers::<RanView>()
+            .or::<ExecView>(201),
         get("/v1/namespaces/{ns}/tasks/{id}/execs", list)
             .says("The added processes of a task")
-            .query(&LISTED)
-            .answers::<PageView<ExecView>>(),
+            .lists::<ExecView>(),
         get("/v1/namespaces/{ns}/tasks/{id}/execs/{exec}", show)
             .says("One added process")
             .answers::<ExecView>(),
@@ -43,7 +43,7 @@ pub(super) fn routes() -> Vec<Route> {
             .status(204),
         delete("/v1/namespaces/{ns}/tasks/{id}/execs/{exec}", remove)
             .says("Removes a stopped added process and answers how it ended")
-            .query(&[("force", "Kill a running one first")])
+            .query(&[param::flag("force", "Kill a running one first")])
             .answers::<ExitView>(),
     ]
 }
@@ -54,6 +54,7 @@ pub(super) fn routes() -> Vec<Route> {
 #[schema(as = NewExec)]
 struct ExecBody {
     /// Its id; made up when absent.
+    #[schema(pattern = "^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length = 76)]
     id: Option<String>,
     /// Program and arguments.
     args: Vec<String>,

@@ -340,6 +340,17 @@ async fn the_description_lists_every_route_and_every_shape_it_refers_to() {
             .iter()
             .all(|method| image[method].is_object())
     );
+    let pull = &paths["/v1/namespaces/{ns}/images:pull"]["post"]["responses"];
+    for (status, schema) in [("202", "Operation"), ("default", "Problem")] {
+        assert!(
+            pull[status]
+                .to_string()
+                .contains(&format!("schemas/{schema}\"")),
+            "{pull}"
+        );
+    }
+    let list = &paths["/v1/namespaces/{ns}/leases/{id}/resources"]["get"]["responses"]["200"];
+    assert!(list.to_string().contains("schemas/Resource\""), "{list}");
     let schemas = document["components"]["schemas"].as_object().unwrap();
     let text = document.to_string();
     let referred = text.split("#/components/schemas/").skip(1);
