@@ -4,7 +4,7 @@ use contracts::Error;
 use std::path::PathBuf;
 
 /// A failure of the file below a store.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Fault {
     /// Another process holds the file, and went on doing so.
     #[error("store {}: still in use by another process", .0.display())]
@@ -25,6 +25,9 @@ pub enum Fault {
     /// The disk is full.
     #[error("store {}: no space left on the device: free some, nothing was changed", .0.display())]
     Full(PathBuf),
+    /// The device failed for somebody else; the file is opened anew by whoever comes next.
+    #[error("store {}: was interrupted by a failure of its device, try again", .0.display())]
+    Reopened(PathBuf),
     /// Any other failure of the device.
     #[error("store {}: {}", .0.display(), .1)]
     Io(PathBuf, String),
@@ -43,7 +46,7 @@ impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         let message = fault.to_string();
         match fault {
-            Fault::InUse(_) | Fault::Closing(_) => Error::unavailable(message),
+            Fault::InUse(_) | Fault::Closing(_) | Fault::Reopened(_) => Error::unavailable(message),
             Fault::Damaged(..) => Error::data_loss(message),
             Fault::Newer { .. } => Error::precondition(message),
             Fault::Full(_) | Fault::TooLarge(..) => Error::exhausted(message),

@@ -49,19 +49,41 @@ impl File {
 
     /// Everything as it is now.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, Fault> {
-        Snapshot::of(&*self.database()?, &self.path)
+        let database = self.database()?;
+        match Snapshot::of(&database, &self.path) {
+            Err(Fault::Reopened(_)) => {
+                self.let_go(database);
+                Snapshot::of(&*self.database()?, &self.path)
+            }
+            result => result,
+        }
     }
 
-    /// Lets go of what is open.
-    pub(crate) fn close(&self) {
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Lets go of `failed`, unless somebody has done so already and what is open now is another.
+    pub(crate) fn let_go(&self, failed: Arc<Database>) {
+        let name = Arc::downgrade(&failed);
+        // Before the lock: who has it may be waiting for the last one to let go.
+        drop(failed);
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open
+            .as_ref()
+            .is_some_and(|now| Arc::downgrade(now).ptr_eq(&name))
+        {
+            *open = None;
+        }
     }
 }
 
 fn create(path: &Path, cache: usize) -> Result<Database, Fault> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match Database::builder().set_cache_size(cache).create(path) {
+        // A damaged file that is opened without a check makes redb panic on the way; the check costs 10 ms and 0.3 ms
+        // for each MiB of records.
+        let mut builder = Database::builder();
+        let builder = builder
+            .set_cache_size(cache)
+            .set_check_integrity_on_open(true);
+        match builder.create(path) {
             Err(redb::DatabaseError::DatabaseAlreadyOpen) if Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(5));
             }

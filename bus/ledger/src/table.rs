@@ -6,7 +6,7 @@ use crate::Fault;
 use contracts::{Namespace, Page, Paging, Timestamp, events::Entry};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{marker::PhantomData, ops::Bound, path::Path, sync::Arc};
+use std::{cell::Cell, marker::PhantomData, ops::Bound, path::Path, sync::Arc};
 
 /// Most items of one page, whatever was asked for.
 const MOST: usize = 500;
@@ -51,17 +51,32 @@ pub struct Tx<'a> {
     pub now: Timestamp,
     pub(crate) changes: u64,
     pub(crate) emitted: bool,
+    /// Whether the disk was found full: what has failed is then the whole transaction, whatever its writes say.
+    pub(crate) full: Cell<bool>,
 }
 
 pub(crate) fn fault(path: &Path, error: impl Into<redb::Error>) -> Fault {
     let path = path.to_owned();
     match error.into() {
         redb::Error::Corrupted(why) => Fault::Damaged(path, why),
+        redb::Error::Io(e) if is_damage(&e) => Fault::Damaged(path, e.to_string()),
+        error @ (redb::Error::UpgradeRequired(_)
+        | redb::Error::RepairAborted
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. }) => Fault::Damaged(path, error.to_string()),
         redb::Error::DatabaseAlreadyOpen => Fault::InUse(path),
+        redb::Error::PreviousIo | redb::Error::DatabaseClosed => Fault::Reopened(path),
         redb::Error::Io(e) if e.raw_os_error() == Some(rustix_full()) => Fault::Full(path),
         redb::Error::Io(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => Fault::Full(path),
         other => Fault::Io(path, other.to_string()),
     }
+}
+
+/// The file ends early, or does not begin as it must.
+fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof)
 }
 
 /// `ENOSPC`, the same number on every Linux.
@@ -157,7 +172,29 @@ fn scan<V: DeserializeOwned>(
     Ok(())
 }
 
-impl Tx<'_> {
+impl<'a> Tx<'a> {
+    pub(crate) fn new(
+        transaction: &'a redb::WriteTransaction,
+        path: &'a Arc<Path>,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            transaction,
+            path,
+            now,
+            changes: 0,
+            emitted: false,
+            full: Cell::new(false),
+        }
+    }
+
+    fn fault(&self, error: impl Into<redb::Error>) -> Fault {
+        let fault = fault(self.path, error);
+        self.full
+            .set(self.full.get() || matches!(fault, Fault::Full(_)));
+        fault
+    }
+
     /// The record under `key`, with the changes of this write.
     pub fn get<V: DeserializeOwned>(
         &self,
@@ -167,8 +204,8 @@ impl Tx<'_> {
         let table = self
             .transaction
             .open_table(table.definition())
-            .map_err(|e| fault(self.path, e))?;
-        let value = table.get(key).map_err(|e| fault(self.path, e))?;
+            .map_err(|e| self.fault(e))?;
+        let value = table.get(key).map_err(|e| self.fault(e))?;
         value
             .map(|bytes| decode(self.path, key, bytes.value()))
             .transpose()
@@ -186,10 +223,10 @@ impl Tx<'_> {
         let mut table = self
             .transaction
             .open_table(table.definition())
-            .map_err(|e| fault(self.path, e))?;
+            .map_err(|e| self.fault(e))?;
         table
             .insert(key, bytes.as_slice())
-            .map_err(|e| fault(self.path, e))?;
+            .map_err(|e| self.fault(e))?;
         Ok(())
     }
 
@@ -199,8 +236,8 @@ impl Tx<'_> {
         let mut table = self
             .transaction
             .open_table(table.definition())
-            .map_err(|e| fault(self.path, e))?;
-        let removed = table.remove(key).map_err(|e| fault(self.path, e))?;
+            .map_err(|e| self.fault(e))?;
+        let removed = table.remove(key).map_err(|e| self.fault(e))?;
         Ok(removed.is_some())
     }
 
@@ -215,7 +252,7 @@ impl Tx<'_> {
         let table = self
             .transaction
             .open_table(table.definition())
-            .map_err(|e| fault(self.path, e))?;
+            .map_err(|e| self.fault(e))?;
         scan(&table, self.path, prefix, after, &mut each)
     }
 

@@ -4,6 +4,7 @@ use crate::Fault;
 use crate::file::File;
 use crate::table::{DONE, META, OUTBOX, Snapshot, Tx, fault, outbox_key};
 use contracts::{OperationId, Timestamp, events::Entry};
+use redb::Database;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     path::PathBuf,
@@ -282,13 +283,7 @@ fn prepare(file: &File, config: &LedgerConfig) -> Result<u64, Fault> {
     let transaction = db.begin_write().map_err(|e| fault(path, e))?;
     let now = Timestamp::now();
     let epoch = epoch.unwrap_or(now.0.unsigned_abs());
-    let mut tx = Tx {
-        transaction: &transaction,
-        path,
-        now,
-        changes: 0,
-        emitted: false,
-    };
+    let mut tx = Tx::new(&transaction, path, now);
     if let Some(found) = schema {
         (config.migrate)(&mut tx, found)?;
     }
@@ -316,46 +311,37 @@ impl Writer {
     fn commit(&self, mut batch: Vec<Job>) {
         let mut reopened = false;
         let outcome = loop {
-            match self.attempt(&mut batch) {
+            let database = match self.file.database() {
+                Ok(database) => database,
+                Err(fault) => break Err(fault),
+            };
+            match self.attempt(&database, &mut batch) {
                 Ok(None) => break Ok(()),
                 Ok(Some(failed)) => {
                     let job = batch.remove(failed);
                     // Its own error waits in its slot.
                     (job.settle)(Ok(()));
                 }
-                // It may be an earlier failure that is told again: a file that is opened anew says how things are now.
-                Err(Fault::Io(..)) if !reopened => {
-                    reopened = true;
-                    self.file.close();
-                }
                 Err(fault) => {
-                    self.file.close();
-                    break Err(fault);
+                    self.file.let_go(database);
+                    // An earlier failure that is told again: a file that is opened anew says how things are now.
+                    if reopened || !matches!(fault, Fault::Reopened(_)) {
+                        break Err(fault);
+                    }
+                    reopened = true;
                 }
             }
         };
         for job in batch {
-            (job.settle)(match &outcome {
-                Ok(()) => Ok(()),
-                Err(Fault::Full(path)) => Err(Fault::Full(path.clone())),
-                Err(Fault::Damaged(path, why)) => Err(Fault::Damaged(path.clone(), why.clone())),
-                Err(Fault::Io(path, why)) => Err(Fault::Io(path.clone(), why.clone())),
-                Err(other) => Err(Fault::Io(self.file.path.to_path_buf(), other.to_string())),
-            });
+            (job.settle)(outcome.clone());
         }
     }
 
     /// Runs the batch in one transaction. Answers which write failed, if one did; then nothing is kept.
-    fn attempt(&self, batch: &mut [Job]) -> Result<Option<usize>, Fault> {
-        let (db, path) = (self.file.database()?, &self.file.path);
+    fn attempt(&self, db: &Database, batch: &mut [Job]) -> Result<Option<usize>, Fault> {
+        let path = &self.file.path;
         let transaction = db.begin_write().map_err(|e| fault(path, e))?;
-        let mut tx = Tx {
-            transaction: &transaction,
-            path,
-            now: Timestamp::now(),
-            changes: 0,
-            emitted: false,
-        };
+        let mut tx = Tx::new(&transaction, path, Timestamp::now());
         let mut failed = None;
         for (index, job) in batch.iter_mut().enumerate() {
             let changes = tx.changes;
@@ -373,6 +359,9 @@ impl Writer {
                     break;
                 }
             }
+        }
+        if tx.full.get() {
+            return Err(Fault::Full(path.to_path_buf()));
         }
         if failed.is_some() || tx.changes == 0 {
             transaction.abort().map_err(|e| fault(path, e))?;
