@@ -8,7 +8,7 @@ use bus::{Bus, Ctx};
 use contracts::tasks::{Exit, List, Status, Task};
 use contracts::{ContainerId, Error, ExecId, Page, Result};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -31,12 +31,21 @@ pub(crate) struct Engine {
     pub(crate) burials: RefCell<HashMap<Name, JoinHandle<()>>>,
     /// Held while a shim makes cgroups, so that an empty parent is not removed under its feet.
     pub(crate) cgroups: Rc<tokio::sync::RwLock<()>>,
+    /// Namespaces whose parent cgroup is about to be looked at.
+    pub(crate) unswept: RefCell<BTreeSet<contracts::Namespace>>,
     errands: RefCell<Vec<AbortHandle>>,
 }
 
 impl Drop for Engine {
+    /// Leaves nothing on the host but what belongs to tasks. A shim that lives on finds the socket again later.
     fn drop(&mut self) {
         self.errands.get_mut().iter().for_each(AbortHandle::abort);
+        for namespace in self.unswept.take() {
+            if !self.is_used(&namespace) {
+                crate::cgroup::remove_empty(&format!("/gantry/{namespace}"));
+            }
+        }
+        let _ = std::fs::remove_file(self.layout.events());
     }
 }
 
@@ -50,6 +59,7 @@ impl Engine {
             live: RefCell::default(),
             burials: RefCell::default(),
             cgroups: Rc::default(),
+            unswept: RefCell::default(),
             errands: RefCell::default(),
         })
     }
