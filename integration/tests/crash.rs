@@ -320,6 +320,7 @@ async fn a_plugin_that_cannot_start_hurts_only_those_who_need_it() -> Outcome {
     .await?;
     node.run("two", &name, &["true"]).await?;
     assert_eq!(node.exit_code("two").await?, 0);
+    node.remove("two").await?;
     node.stop_clean().await
 }
 

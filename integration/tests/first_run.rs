@@ -101,6 +101,7 @@ async fn four_lines_of_curl_bring_an_image_run_it_and_tell_what_happened() -> Ou
         );
     }
     drop(events);
+    node.remove("hello").await?;
     node.stop_clean().await
 }
 
@@ -128,6 +129,7 @@ async fn a_run_pulls_what_is_missing_and_reports_how_its_process_ended() -> Outc
         .await?
         .text();
     assert_eq!(only, "err\n");
+    node.remove("one").await?;
     node.stop_clean().await
 }
 

@@ -30,7 +30,7 @@ async fn an_idle_node_ends_without_a_trace() -> Outcome {
 }
 
 #[actix_rt::test]
-async fn ended_containers_that_were_not_deleted_leave_no_trace_either() -> Outcome {
+async fn a_node_that_ran_containers_ends_without_a_trace() -> Outcome {
     for runtime in ["", "runc", "io.containerd.runc.v2"] {
         let (_registry, node, name) = with_image().await?;
         let options = json!({"id": "one", "image": name, "runtime": runtime, "args": ["true"]});

@@ -132,7 +132,7 @@ async fn what_is_not_there_is_named() -> Outcome {
         (node.at(&format!("/content/{digest}")), &digest),
         ("/v1/plugins/content/remote".into(), "content/local"),
         ("/v1/operations/nothing".into(), "nothing"),
-        ("/v1/nothing".into(), "/v1/"),
+        ("/v1/nothing".into(), "/v1"),
     ] {
         assert_refused(&path, &node.get(&path).await?, MISSING, &[says]);
     }
