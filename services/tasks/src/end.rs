@@ -3,7 +3,7 @@
 use crate::bundle;
 use crate::cgroup;
 use crate::engine::{Engine, QUICK, blocking, left};
-use crate::launch::time;
+use crate::launch::{Launch, time};
 use crate::lifecycle::Phase;
 use crate::live::Live;
 use crate::make::about;
@@ -233,9 +233,9 @@ impl Engine {
             let _ = live
                 .call::<_, api::Empty>("Shutdown", &request, second)
                 .await;
-            let (bundle, program) = (live.launch.bundle.clone(), live.launch.program.path.clone());
+            let launch = live.launch.clone();
             blocking(move || {
-                kill_server(&bundle, &program);
+                kill_server(&launch);
                 Ok::<_, Error>(())
             })
             .await?;
@@ -270,7 +270,8 @@ impl Engine {
     }
 
     /// Removes a namespace's parent cgroup when nobody is left in it, aside and a little later.
-    fn sweep_cgroups_of(self: &Rc<Self>, namespace: &Namespace) {
+    pub(crate) fn sweep_cgroups_of(self: &Rc<Self>, namespace: &Namespace) {
+        self.unswept.borrow_mut().insert(namespace.clone());
         let (engine, namespace) = (Rc::downgrade(self), namespace.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(LINGER).await;
@@ -281,6 +282,7 @@ impl Engine {
     }
 
     async fn sweep_cgroup(&self, namespace: &Namespace) {
+        self.unswept.borrow_mut().remove(namespace);
         if self.is_used(namespace) {
             return;
         }
@@ -331,17 +333,22 @@ async fn gone(live: &Live) {
     }
 }
 
-/// Kills a stock shim that does not end by itself. Its pid is in the bundle; it counts only while it runs that program.
-fn kill_server(bundle: &Path, program: &str) {
-    let pid = std::fs::read_to_string(bundle.join("shim.pid"));
-    let Some(pid) = pid.ok().and_then(|pid| pid.trim().parse::<i32>().ok()) else {
-        return;
+/// Kills a stock shim that does not end by itself: the process that runs its program for this very task.
+fn kill_server(launch: &Launch) {
+    let ours = |pid: i32| {
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&str> = line.split('\0').collect();
+        let has = |flag: &str, value: &str| words.windows(2).any(|pair| pair == [flag, value]);
+        program == Path::new(&launch.program.path)
+            && has("-id", launch.name.id.as_str())
+            && has("-namespace", launch.name.namespace.as_str())
+            && has("-address", &launch.events.to_string_lossy())
     };
-    let runs = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    if runs == Path::new(program) {
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        );
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|pid| ours(*pid)) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
 }

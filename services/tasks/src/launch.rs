@@ -1,16 +1,18 @@
 //! Running a shim's program: `start`, and `delete` for what a shim that died could not do itself.
 //!
 //! Three generations of answers to `start` are understood: a `BootstrapResult` as protobuf, the same as JSON, and the
-//! bare address. New shims are told everything in `BootstrapParams` on stdin; flags and environment say the same to the
-//! older ones. Source: containerd, `core/runtime/v2/README.md` and `api/runtime/bootstrap/v1/bootstrap.proto`.
+//! bare address. Flags, environment and the runtime's options on stdin are what shims before 2.3 know; later ones take
+//! them too, or else are started again with `BootstrapParams` on stdin, which the older ones refuse.
+//! Source: containerd, `core/runtime/v2/README.md` and `api/runtime/bootstrap/v1/bootstrap.proto`.
 
 use crate::layout::Layout;
 use crate::store::{Name, Program};
 use containerd_shim_protos::api::DeleteResponse;
-use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult};
+use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use contracts::tasks::Exit;
 use contracts::{Error, Result, Timestamp};
 use protobuf::Message;
+use protobuf::well_known_types::any::Any;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -54,8 +56,16 @@ impl Launch {
     }
 
     /// Starts the shim. Errors: `FailedPrecondition` with its own words.
-    pub(crate) async fn start(&self) -> Result<Listening> {
-        let output = self.run("start", START).await?;
+    pub(crate) async fn start(&self, options: Option<&Any>) -> Result<Listening> {
+        let legacy = options.and_then(|options| options.write_to_bytes().ok());
+        let output = match self.run("start", &legacy.unwrap_or_default(), START).await {
+            Err(error) if !self.program.own => {
+                let params = self.params(options);
+                let again = self.run("start", &params, START).await;
+                again.map_err(|_| error)?
+            }
+            output => output?,
+        };
         listening(&output.stdout).ok_or_else(|| {
             Error::precondition(format!(
                 "shim {}: start answered {:?}, which is no address",
@@ -67,7 +77,7 @@ impl Launch {
 
     /// Ends what is left of the task, also a shim that still listens; answers how it ended.
     pub(crate) async fn delete(&self) -> Result<Exit> {
-        let output = self.run("delete", DELETE).await?;
+        let output = self.run("delete", &[], DELETE).await?;
         let answer = DeleteResponse::parse_from_bytes(&output.stdout).unwrap_or_default();
         Ok(Exit {
             exit_code: answer.exit_status,
@@ -75,7 +85,7 @@ impl Launch {
         })
     }
 
-    async fn run(&self, action: &str, bound: Duration) -> Result<Output> {
+    async fn run(&self, action: &str, input: &[u8], bound: Duration) -> Result<Output> {
         let program = &self.program.path;
         let failed = |why: String| Error::precondition(format!("shim {program}: {why}"));
         let mut child = self
@@ -83,9 +93,8 @@ impl Launch {
             .spawn()
             .map_err(|e| failed(format!("exec: {e}")))?;
         if let Some(mut stdin) = child.stdin.take() {
-            let params = self.params();
-            // Older shims do not read it.
-            let _ = tokio::time::timeout(bound, stdin.write_all(&params)).await;
+            // Who does not want it does not read it.
+            let _ = tokio::time::timeout(bound, stdin.write_all(input)).await;
         }
         let output = tokio::time::timeout(bound, child.wait_with_output())
             .await
@@ -125,7 +134,11 @@ impl Launch {
         command
     }
 
-    fn params(&self) -> Vec<u8> {
+    fn params(&self, options: Option<&Any>) -> Vec<u8> {
+        let extension = |options: &Any| Extension {
+            value: Some(options.clone()).into(),
+            ..Extension::default()
+        };
         let params = BootstrapParams {
             instance_id: self.name.id.to_string(),
             namespace: self.name.namespace.to_string(),
@@ -133,6 +146,7 @@ impl Launch {
             containerd_ttrpc_address: format!("unix://{}", self.events.display()),
             containerd_grpc_address: self.events.display().to_string(),
             containerd_binary: self.program.path.clone(),
+            extensions: options.map(extension).into_iter().collect(),
             ..BootstrapParams::default()
         };
         params.write_to_bytes().unwrap_or_default()

@@ -27,8 +27,8 @@ pub(crate) struct Live {
     listening: RefCell<Option<Listening>>,
     shim: RefCell<Option<Shim>>,
     doubt: RefCell<String>,
-    /// A question for its state is under way.
-    pub(crate) asking: Cell<bool>,
+    /// Held while a question for its state is under way.
+    pub(crate) asking: Mutex<()>,
     errands: RefCell<Vec<AbortHandle>>,
 }
 
@@ -113,7 +113,7 @@ impl Live {
             listening: RefCell::new(listening),
             shim: RefCell::default(),
             doubt: RefCell::default(),
-            asking: Cell::new(false),
+            asking: Mutex::default(),
             errands: RefCell::default(),
         }
     }

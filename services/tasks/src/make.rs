@@ -147,7 +147,10 @@ impl Engine {
         if let Some(shim_log) = shim_log {
             live.keep(shim_log);
         }
-        Ok((live.launch.start().await?, streams))
+        Ok((
+            live.launch.start(plan.choice.options.as_ref()).await?,
+            streams,
+        ))
     }
 
     /// Takes back all that a failed create did to the host.
@@ -160,6 +163,7 @@ impl Engine {
         }
         self.remove(&live.name);
         self.bury(live);
+        self.sweep_cgroups_of(&live.name.namespace);
     }
 }
 

@@ -218,7 +218,7 @@ impl Engine {
         }));
     }
 
-    async fn clear_orphan(&self, name: Name) {
+    async fn clear_orphan(self: &Rc<Self>, name: Name) {
         let folder = self.layout.bundle(&name);
         let (program, socket) = bundle::made_by(&folder).unwrap_or_else(|| {
             let socket = self.layout.socket(&name, contracts::Timestamp(0));
@@ -240,6 +240,7 @@ impl Engine {
             tracing::warn!(%error, "a bundle without a record stays");
         }
         self.remove(&live.name);
+        self.sweep_cgroups_of(&live.name.namespace);
     }
 
     fn sweep_logs_hourly(self: &Rc<Self>) {

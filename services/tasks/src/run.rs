@@ -273,11 +273,13 @@ impl Engine {
     /// Changes limits.
     pub(crate) async fn update(&self, ctx: &Ctx, request: Update) -> Result<()> {
         let live = self.live(&name(ctx, &request.id)?)?;
-        if let Err(error) =
-            serde_json::from_str::<oci_spec::runtime::LinuxResources>(&request.resources)
-        {
-            return Err(Error::invalid(format!("resources: {error}")));
-        }
+        let checked = match request.resources.trim_start().starts_with('{') {
+            true => serde_json::from_str::<oci_spec::runtime::LinuxResources>(&request.resources)
+                .map(drop)
+                .map_err(|e| e.to_string()),
+            false => Err("must be a JSON object".to_owned()),
+        };
+        checked.map_err(|why| Error::invalid(format!("resources: {why}")))?;
         let resources = any(
             "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources",
             request.resources.into_bytes(),

@@ -80,9 +80,10 @@ impl Engine {
 
     /// Asks a shim how its container stands, and records what was missed; not while somebody changes it, who will record that.
     pub(crate) async fn ask(self: &Rc<Self>, live: &Rc<Live>) {
-        if live.asking.replace(true) {
-            return;
-        }
+        let Ok(_asking) = live.asking.try_lock() else {
+            // Somebody asks already: that answer is as good.
+            return drop(live.asking.lock().await);
+        };
         let request = api::StateRequest {
             id: live.name.id.to_string(),
             ..Default::default()
@@ -90,7 +91,6 @@ impl Engine {
         let answer = live
             .call::<_, api::StateResponse>("State", &request, STATE)
             .await;
-        live.asking.set(false);
         if let (Ok(state), Ok(_turn)) = (answer, live.turn.try_lock()) {
             self.found(live, &state).await;
         }
@@ -98,7 +98,7 @@ impl Engine {
 
     /// As [`Engine::ask`], without waiting.
     pub(crate) fn ask_aside(self: &Rc<Self>, live: &Rc<Live>) {
-        if live.asking.get() {
+        if live.asking.try_lock().is_err() {
             return;
         }
         let (engine, asked) = (Rc::downgrade(self), Rc::downgrade(live));

@@ -262,6 +262,18 @@ impl Home {
         fs::read_to_string(path).unwrap().trim().parse().unwrap()
     }
 
+    /// The process of a stock shim, by its arguments.
+    pub fn stock_shim_pid(&self, id: &str) -> i32 {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let wanted = format!("-namespace\0{}\0-id\0{id}\0", self.namespace);
+        let found = pids.find(|pid| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.contains(&wanted)
+        });
+        found.unwrap()
+    }
+
     /// Fails on anything that is left on the host.
     pub async fn gone(&self) {
         let bundles = self.state().join("bundles");
@@ -316,9 +328,18 @@ fn processes(text: &str) -> Vec<String> {
 
 fn events(log: &Rc<RefCell<Vec<Entry>>>) -> Fake<Events> {
     let log = log.clone();
+    // As the real log: rows that it has are skipped.
+    let seen = RefCell::new((0, 0));
     Fake::new("log").on(move |_, append: Append| {
-        log.borrow_mut().extend(append.entries);
-        Ok(0)
+        let (epoch, last) = *seen.borrow();
+        let last = if epoch == append.epoch { last } else { 0 };
+        for (number, entry) in (append.first..).zip(append.entries) {
+            if number > last {
+                log.borrow_mut().push(entry);
+                *seen.borrow_mut() = (append.epoch, number);
+            }
+        }
+        Ok(seen.borrow().1)
     })
 }
 
