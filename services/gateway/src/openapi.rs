@@ -95,9 +95,14 @@ fn operation(route: &Route) -> OperationBuilder {
 }
 
 /// Understood by every route that changes something.
-const LEASE: Param = param::text("Gantry-Lease", "A lease that shall hold what this makes");
-const KEY: Param = param::text(
+const LEASE: Param = param::of(
+    "Gantry-Lease",
+    Kind::Name(1024),
+    "A lease that shall hold what this makes",
+);
+const KEY: Param = param::of(
     "Idempotency-Key",
+    Kind::Name(255),
     "A repetition with the same key gets the first answer",
 );
 const VERSION: Param = param::of(
@@ -168,6 +173,9 @@ fn good(route: &Route, mut shapes: Vec<RefOr<Schema>>) -> ResponseBuilder {
             let any = ContentBuilder::new().schema(Some(Schema::from(any)));
             good = good.content("application/json", any.build());
         }
+    }
+    if route.media == Media::Drawing {
+        good = good.content("text/plain", empty());
     }
     if route.media == Media::Records {
         for kind in ["text/event-stream", "application/x-ndjson"] {

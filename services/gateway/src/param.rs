@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Flag,
     /// A whole number.
     Count,
+    /// Any text without control characters, at most so many bytes.
+    Name(usize),
     /// One of these.
     Choice(&'static [&'static str]),
     /// Text of this shape.
@@ -29,6 +31,8 @@ pub(crate) enum Kind {
 const IDENTIFIER: &str = "^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$";
 /// Source: OCI image-spec, descriptor.md "Digests".
 pub(crate) const DIGEST: &str = "^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$";
+/// Longest name, ref or key.
+const NAME: usize = 1024;
 /// `30`, `1.5s`, `200ms`, `5m`, `1h`.
 pub(crate) const DURATION: &str = r"^[0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)?$";
 /// RFC 3339, or how long ago.
@@ -61,7 +65,7 @@ impl Param {
         let kind = match part {
             "ns" | "id" | "exec" => Kind::Pattern(IDENTIFIER),
             "digest" => Kind::Pattern(DIGEST),
-            _ => Kind::Text,
+            _ => Kind::Name(NAME),
         };
         let text = match name.len() == part.len() {
             true => "One part of the path",
@@ -80,6 +84,11 @@ impl Param {
                 .schema_type(Type::Integer)
                 .minimum(Some(0))
                 .maximum(Some(u32::MAX)),
+            Kind::Name(length) => object
+                .schema_type(Type::String)
+                .min_length(Some(1))
+                .max_length(Some(length))
+                .pattern(Some("^[^\\x00-\\x1f\\x7f-\\x9f]+$")),
             Kind::Choice(values) => object
                 .schema_type(Type::String)
                 .enum_values(Some(values.iter().copied())),

@@ -371,8 +371,9 @@ fn duration(text: &str) -> Result<Duration> {
     };
     let seconds = number.parse::<f64>().ok().zip(scale);
     seconds
+        // Nobody waits longer, and clocks overflow far beyond.
         .and_then(|(number, scale)| Duration::try_from_secs_f64(number * scale).ok())
-        .filter(|duration| *duration <= LONG * 365)
+        .map(|duration| duration.min(LONG * 365))
         .ok_or_else(|| {
             Error::invalid(format!(
                 "duration {text:?}: must be seconds, or a number with ms, s, m or h"
@@ -399,15 +400,7 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in [
-            "",
-            "s",
-            "1d",
-            "-1",
-            "1e99",
-            "9999999999h",
-            "2026-01-31T12:00:00Z",
-        ] {
+        for bad in ["", "s", "1d", "-1", "1e99", "2026-01-31T12:00:00Z"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }

@@ -81,6 +81,8 @@ pub(crate) enum Media {
     Bytes,
     /// Text.
     Text,
+    /// JSON, or a drawing of it as text.
+    Drawing,
     /// JSON, or a stream of records by `Accept`.
     Records,
 }
@@ -237,7 +239,7 @@ impl Route {
     /// Whether it answers this method. A HEAD is answered as a GET whose body is left out, unless that may be endless.
     fn offers(&self, method: &Method) -> bool {
         let short = *method == Method::HEAD && self.method == Method::GET;
-        self.method == *method || (short && self.media == Media::Json)
+        self.method == *method || (short && matches!(self.media, Media::Json | Media::Drawing))
     }
 
     /// Whether it changes anything.

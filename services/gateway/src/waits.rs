@@ -1,13 +1,13 @@
 //! A bound for calls to one plugin that may last for ever.
 //!
-//! The bus works on 256 calls of one caller at a time. If waits and followed logs took them all, no signal could reach a
+//! The bus works on 1024 calls of one caller at a time. If waits and followed logs took them all, no signal could reach a
 //! task any more, and many of those waits would never end.
 
 use contracts::{Error, Result};
 use std::{cell::Cell, rc::Rc};
 
 /// Most waits and followed logs at a time: leaves a quarter of the link to everything else.
-const MOST: usize = 192;
+const MOST: usize = 768;
 
 /// Counts what waits.
 #[derive(Clone, Debug, Default)]

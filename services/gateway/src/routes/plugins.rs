@@ -6,7 +6,7 @@ use crate::errors::Answer;
 use crate::lists;
 use crate::param::{self, Kind};
 use crate::request::{Request, ok};
-use crate::router::{Route, get, post};
+use crate::router::{Media, Route, get, post};
 use contracts::Error;
 use contracts::plugin::{Get, Graph, List, Restart, Start, Stop};
 
@@ -34,6 +34,7 @@ pub(super) fn routes() -> Vec<Route> {
                 Kind::Choice(&["json", "dot", "mermaid"]),
                 "json (the default), dot or mermaid",
             )])
+            .media(Media::Drawing)
             .answers::<GraphView>(),
     ]
 }
