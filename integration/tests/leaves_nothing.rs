@@ -102,6 +102,12 @@ async fn a_node_stops_while_work_is_under_way_and_finishes_it_later() -> Outcome
 #[actix_rt::test]
 async fn an_interrupt_from_the_keyboard_stops_it_too() -> Outcome {
     let node = Node::start().await?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(node.pid()), Signal::SIGINT)?;
+    let pid = node.pid();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGINT)?;
+    // It is this process that reaps it, when told that it stopped.
+    until("it ends", SOON, async || {
+        (!integration::process::all().contains(&pid)).then_some(())
+    })
+    .await?;
     node.stop_clean().await
 }
