@@ -307,6 +307,9 @@ fn with_layer(layer: PackedLayer) -> Outcome<(Packed, String)> {
     Ok((sample::busybox()?.layer(layer).pack(), digest))
 }
 
+/// What happens to the bytes that a registry stores.
+type Change = fn(&mut Vec<u8>);
+
 #[actix_rt::test]
 async fn a_damaged_layer_is_refused_and_a_later_pull_is_whole() -> Outcome {
     let layer = || {
@@ -316,7 +319,7 @@ async fn a_damaged_layer_is_refused_and_a_later_pull_is_whole() -> Outcome {
             .pack(Compression::Gzip)
     };
     let node = impatient().await?;
-    let changes: [(&str, fn(&mut Vec<u8>)); 2] = [
+    let changes: [(&str, Change); 2] = [
         ("changed", |bytes| bytes[1000] ^= 1),
         ("truncated", |bytes| bytes.truncate(1000)),
     ];
