@@ -186,6 +186,72 @@ async fn a_pull_goes_on_when_those_who_do_it_are_killed() -> Outcome {
     node.stop_clean().await
 }
 
+#[actix_rt::test]
+async fn a_run_goes_on_when_those_who_do_it_are_killed() -> Outcome {
+    let (_registry, node, name) = with_image().await?;
+    let plugins = pids(&node).await?;
+    // What the gateway was asked dies with its connection; what it had begun goes on.
+    let others = plugins.keys().filter(|id| *id != "supervisor/local");
+    for (number, plugin) in others.enumerate() {
+        let id = format!("run-{number}");
+        let body =
+            json!({"id": id, "image": name, "user": "plain", "args": ["sh", "-c", "echo once"]});
+        let begun = node.post(&node.at("/containers:run"), body).await?.ok()?;
+        let killed = node.kill(plugin).await?;
+        let operation = begun["id"].as_str().unwrap_or_default();
+        let path = format!("/v1/operations/{operation}?wait=true");
+        let done = node.get(&path).await?.ok()?;
+        assert_eq!(done["state"], "done", "{plugin}: {done}");
+        assert_eq!(node.exit_code(&id).await?, 0, "{plugin}");
+        assert_eq!(node.logs(&id).await?, "once\n", "{plugin}");
+        node.until_ready_after(killed).await?;
+        node.remove(&id).await?;
+    }
+    assert_eq!(node.list("/tasks").await?.len(), 0);
+    assert_eq!(node.list("/containers").await?.len(), 0);
+    let active = node.list("/snapshots/overlayfs").await?;
+    let left = active.iter().filter(|row| row["kind"] != "committed");
+    assert_eq!(left.collect::<Vec<_>>(), Vec::<&serde_json::Value>::new());
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn a_request_with_a_key_takes_effect_once() -> Outcome {
+    let (_registry, node, name) = with_image().await?;
+    let keyed = node
+        .client()
+        .clone()
+        .with_header("idempotency-key", "story-1")?;
+    let body = json!({"id": "keyed", "image": name, "args": ["true"]});
+    let path = node.at("/containers:run?wait=started");
+    let mut pids = Vec::new();
+    for killed in [
+        None,
+        Some("operations/local"),
+        Some("tasks/local"),
+        Some("gateway/http"),
+    ] {
+        let killed = match killed {
+            Some(plugin) => Some(node.kill(plugin).await?),
+            None => None,
+        };
+        let answer = keyed
+            .send(hyper::Method::POST, &path, body.clone())
+            .await?
+            .ok()?;
+        pids.push(answer["pid"].clone());
+        if let Some(killed) = killed {
+            node.until_ready_after(killed).await?;
+        }
+    }
+    pids.dedup();
+    assert_eq!(pids.len(), 1, "{pids:?}");
+    let other = node.post(&path, body).await?;
+    assert_eq!(other.refusal(409)?, "ALREADY_EXISTS");
+    node.remove("keyed").await?;
+    node.stop_clean().await
+}
+
 fn has_ended(pid: &serde_json::Value) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')')
