@@ -80,7 +80,15 @@ pub(crate) fn made_by(bundle: &Path) -> Option<(Program, PathBuf)> {
 
 /// Makes a folder that only we may look into, and the ones above it.
 pub(crate) fn private_folder(path: &Path) -> Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let make = || DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let mut made = make();
+    // Whoever removes the last folder beside this one removes the parent too, perhaps just now.
+    for _ in 0..8 {
+        match &made {
+            Err(e) if e.kind() == ErrorKind::NotFound => made = make(),
+            _ => break,
+        }
+    }
     made.map_err(|e| about(path, &e))
 }
 
@@ -117,10 +125,34 @@ pub(crate) fn remove(bundle: &Path) -> Result<()> {
             Err(e) => return Err(about(bundle, &e)),
         }
     }
+    remove_empty_parent(bundle);
+    Ok(())
+}
+
+fn remove_empty_parent(bundle: &Path) {
     if let Some(namespace) = bundle.parent() {
         // Another bundle may be in it.
         let _ = fs::remove_dir(namespace);
     }
+}
+
+/// Moves the folder out of the way, to be removed later. One that is not there was moved before.
+pub(crate) fn set_aside(bundle: &Path, gone: &Path) -> Result<()> {
+    let mut moved = Ok(());
+    for _ in 0..8 {
+        private_folder(gone.parent().unwrap_or(gone))?;
+        moved = fs::rename(bundle, gone);
+        match &moved {
+            // The folder of such bundles goes with the last one in it, perhaps just now.
+            Err(e) if e.kind() == ErrorKind::NotFound && bundle.exists() => {}
+            _ => break,
+        }
+    }
+    match moved {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(about(bundle, &e)),
+        _ => {}
+    }
+    remove_empty_parent(bundle);
     Ok(())
 }
 

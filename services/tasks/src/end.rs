@@ -2,7 +2,7 @@
 
 use crate::bundle;
 use crate::cgroup;
-use crate::engine::{Engine, QUICK, blocking, left};
+use crate::engine::{Engine, QUICK, STATE, blocking, left};
 use crate::launch::{Launch, time};
 use crate::lifecycle::Phase;
 use crate::live::Live;
@@ -13,7 +13,7 @@ use bus::Ctx;
 use containerd_shim_protos::api;
 use contracts::tasks::{Delete, Exit};
 use contracts::{Error, ExecId, Namespace, Result, Timestamp};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -49,9 +49,9 @@ impl Engine {
         let wanted = name.clone();
         let store = self.store.clone();
         let record = blocking(move || store.get(&wanted)).await?;
-        self.stop(ctx, &live, &record, request.force).await?;
+        let answers = self.stop(ctx, &live, &record, request.force).await?;
         live.leaving.set(true);
-        let deleted = self.delete_task(ctx, &live, &record).await;
+        let deleted = self.delete_task(ctx, &live, &record, answers).await;
         live.leaving.set(deleted.is_err());
         deleted
     }
@@ -61,8 +61,13 @@ impl Engine {
         ctx: &Ctx,
         live: &Rc<Live>,
         record: &Record,
+        answers: bool,
     ) -> Result<Exit> {
-        let exit = match self.delete_in_shim(live).await {
+        let asked = match answers {
+            true => self.delete_in_shim(live).await,
+            false => Err(ShimError::Silent(QUICK)),
+        };
+        let exit = match asked {
             Ok(exit) => exit,
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
                 record.process.exit.clone().unwrap_or_else(unseen)
@@ -74,8 +79,9 @@ impl Engine {
             }
         };
         // What is still there of the shim when tasks dies now has no row any more, and goes when tasks starts.
-        let (_, deleted) = tokio::join!(
+        let (_, _, deleted) = tokio::join!(
             self.shut_down(live),
+            self.set_aside(live),
             self.store.deleted(&live.name, &ctx.operation, exit)
         );
         let exit = deleted?;
@@ -145,17 +151,18 @@ impl Engine {
     }
 
     /// Sees to it that the first process has ended; one that was never started is ended without being asked to.
-    async fn stop(&self, ctx: &Ctx, live: &Rc<Live>, record: &Record, force: bool) -> Result<()> {
+    /// Says whether the shim answers.
+    async fn stop(&self, ctx: &Ctx, live: &Rc<Live>, record: &Record, force: bool) -> Result<bool> {
         let what = format!("task {}", live.name.id);
         match record.process.phase {
-            Phase::Stopped => Ok(()),
+            Phase::Stopped => Ok(true),
             Phase::Running | Phase::Paused if !force => Err(still_running(&what)),
             _ => self.end(ctx, live, None, &what).await,
         }
     }
 
-    /// Kills a process and waits until its end is recorded. A shim that says nothing is left to the delete that follows.
-    async fn end(&self, ctx: &Ctx, live: &Live, exec: Option<&ExecId>, what: &str) -> Result<()> {
+    /// Kills a process and waits until its end is recorded; says whether the shim answers.
+    async fn end(&self, ctx: &Ctx, live: &Live, exec: Option<&ExecId>, what: &str) -> Result<bool> {
         let request = api::KillRequest {
             id: live.name.id.to_string(),
             exec_id: exec.map(ToString::to_string).unwrap_or_default(),
@@ -163,20 +170,25 @@ impl Engine {
             all: exec.is_none(),
             ..Default::default()
         };
-        match live.call::<_, api::Empty>("Kill", &request, QUICK).await {
-            Err(ShimError::Silent(_) | ShimError::Gone(_)) => return Ok(()),
+        let bound = if live.doubt().is_empty() {
+            QUICK
+        } else {
+            STATE
+        };
+        match live.call::<_, api::Empty>("Kill", &request, bound).await {
+            Err(ShimError::Silent(_) | ShimError::Gone(_)) => return Ok(false),
             Err(error) if !error.is(ttrpc::Code::NOT_FOUND) => {
                 return Err(Error::from(error).context(what));
             }
             _ => {}
         }
         let Some(process) = live.process(exec) else {
-            return Ok(());
+            return Ok(true);
         };
         let mut exit = process.exit();
         let ended = exit.wait_for(Option::is_some);
         match tokio::time::timeout(left(ctx, DYING), ended).await {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(_) => Err(Error::deadline(format!(
                 "{what}: was killed and does not end: try again"
             ))),
@@ -253,20 +265,43 @@ impl Engine {
         exit
     }
 
-    /// Removes the bundle when its shim has let go of it, aside.
+    /// Frees the bundle's path. A stock shim keeps its folder and its socket's name until it has ended (see [`Engine::bury`]).
+    pub(crate) async fn set_aside(&self, live: &Live) {
+        if !live.launch.program.own {
+            return;
+        }
+        let (bundle, gone) = (live.launch.bundle.clone(), self.grave(live));
+        if let Err(error) = blocking(move || bundle::set_aside(&bundle, &gone)).await {
+            tracing::warn!(%error, "a bundle stays until tasks starts again");
+        }
+    }
+
+    /// Removes the bundle when its shim has let go of it, aside; the next task of the name waits where it must.
     pub(crate) fn bury(self: &Rc<Self>, live: &Rc<Live>) {
+        let own = live.launch.program.own;
+        let bundle = if own {
+            self.grave(live)
+        } else {
+            live.launch.bundle.clone()
+        };
         let (name, live) = (live.name.clone(), live.clone());
         let burial = tokio::task::spawn_local(async move {
-            let bundle = live.launch.bundle.clone();
             gone(&live).await;
             drop(live);
             if let Err(error) = blocking(move || bundle::remove(&bundle)).await {
                 tracing::warn!(%error, "a bundle stays until tasks starts again");
             }
         });
-        let mut burials = self.burials.borrow_mut();
-        burials.retain(|_, burial| !burial.is_finished());
-        burials.insert(name, burial);
+        if !own {
+            let mut burials = self.burials.borrow_mut();
+            burials.retain(|_, burial| !burial.is_finished());
+            burials.insert(name, burial);
+        }
+    }
+
+    fn grave(&self, live: &Live) -> PathBuf {
+        let socket = live.launch.socket.file_name().unwrap_or_default();
+        self.layout.gone().join(socket)
     }
 
     /// Removes a namespace's parent cgroup when nobody is left in it, aside and a little later.

@@ -40,6 +40,11 @@ impl Layout {
         self.state.join("sockets").join(format!("{hash:016x}"))
     }
 
+    /// Bundles that are being removed, out of the way of the next task of that name.
+    pub(crate) fn gone(&self) -> PathBuf {
+        self.state.join("gone")
+    }
+
     /// Where shims forward their events to.
     pub(crate) fn events(&self) -> PathBuf {
         self.state.join("events.sock")

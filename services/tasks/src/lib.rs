@@ -20,6 +20,7 @@
 //! <root>/tasks.redb                      records, see `store.rs`
 //! <root>/logs/<namespace>/<container>/   see `logs/mod.rs`
 //! <state>/bundles/<namespace>/<id>/      see `bundle.rs`
+//! <state>/gone/<hash>                    bundles on their way out
 //! <state>/sockets/<hash>                 where gantry's own shims listen
 //! <state>/events.sock                    where shims forward their events to
 //! ```

@@ -161,6 +161,7 @@ impl Engine {
             // It is undone again when tasks starts.
             tracing::warn!(task = %live.name.id, %error, "a failed create was not forgotten");
         }
+        self.set_aside(live).await;
         self.remove(&live.name);
         self.bury(live);
         self.sweep_cgroups_of(&live.name.namespace);

@@ -202,9 +202,15 @@ impl Engine {
 
     fn clear_orphans(self: &Rc<Self>, known: HashSet<Name>) {
         let engine = Rc::downgrade(self);
-        let bundles = self.layout.bundles();
+        let (bundles, gone) = (self.layout.bundles(), self.layout.gone());
         self.keep(tokio::task::spawn_local(async move {
-            let found = blocking(move || Ok::<_, Error>(names_in(&bundles))).await;
+            let found = blocking(move || {
+                for grave in std::fs::read_dir(gone).into_iter().flatten().flatten() {
+                    bundle::remove(&grave.path())?;
+                }
+                Ok::<_, Error>(names_in(&bundles))
+            })
+            .await;
             for name in found.unwrap_or_default() {
                 let Some(engine) = engine.upgrade() else {
                     return;

@@ -278,6 +278,8 @@ impl Home {
     pub async fn gone(&self) {
         let bundles = self.state().join("bundles");
         until("bundles are gone", || empty(&bundles)).await;
+        let gone = self.state().join("gone");
+        until("removed bundles are gone", || empty(&gone)).await;
         let sockets = self.state().join("sockets");
         until("sockets are gone", || empty(&sockets)).await;
         until("cgroups are gone", || self.cgroups().is_empty()).await;
