@@ -157,6 +157,10 @@ impl Engine {
         match record.process.phase {
             Phase::Stopped => Ok(true),
             Phase::Running | Phase::Paused if !force => Err(still_running(&what)),
+            Phase::Paused if !live.launch.program.own => {
+                self.thaw(live);
+                self.end(ctx, live, None, &what).await
+            }
             _ => self.end(ctx, live, None, &what).await,
         }
     }
@@ -193,6 +197,18 @@ impl Engine {
                 "{what}: was killed and does not end: try again"
             ))),
         }
+    }
+
+    /// A frozen process dies only when it is thawed; our own shim sees to that itself. Aside, to come after the signal.
+    fn thaw(&self, live: &Rc<Live>) {
+        let live = live.clone();
+        tokio::task::spawn_local(async move {
+            let request = api::ResumeRequest {
+                id: live.name.id.to_string(),
+                ..Default::default()
+            };
+            let _ = live.call::<_, api::Empty>("Resume", &request, QUICK).await;
+        });
     }
 
     async fn shut_down(&self, live: &Live) {
@@ -306,7 +322,9 @@ impl Engine {
 
     /// Removes a namespace's parent cgroup when nobody is left in it, aside and a little later.
     pub(crate) fn sweep_cgroups_of(self: &Rc<Self>, namespace: &Namespace) {
-        self.unswept.borrow_mut().insert(namespace.clone());
+        if !self.unswept.borrow_mut().insert(namespace.clone()) {
+            return;
+        }
         let (engine, namespace) = (Rc::downgrade(self), namespace.clone());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(LINGER).await;
@@ -316,21 +334,22 @@ impl Engine {
         });
     }
 
-    async fn sweep_cgroup(&self, namespace: &Namespace) {
+    async fn sweep_cgroup(self: &Rc<Self>, namespace: &Namespace) {
         self.unswept.borrow_mut().remove(namespace);
         if self.is_used(namespace) {
             return;
         }
         let cgroups = self.cgroups.clone();
-        // Somebody makes a container right now: the sweep after its end will do.
-        if let Ok(_nobody) = cgroups.try_write() {
-            let namespace = namespace.clone();
-            let _ = blocking(move || {
-                cgroup::remove_empty(&format!("/gantry/{namespace}"));
-                Ok::<_, Error>(())
-            })
-            .await;
+        let Ok(_nobody) = cgroups.try_write() else {
+            // Somebody makes a container right now.
+            return self.sweep_cgroups_of(namespace);
         };
+        let namespace = namespace.clone();
+        let _ = blocking(move || {
+            cgroup::remove_empty(&format!("/gantry/{namespace}"));
+            Ok::<_, Error>(())
+        })
+        .await;
     }
 }
 

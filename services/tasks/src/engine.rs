@@ -1,12 +1,13 @@
 //! The plugin's working parts, shared by all handlers: who is alive, where things are, whom to ask.
 
 use crate::config::Config;
+use crate::events::SocketFile;
 use crate::layout::Layout;
 use crate::live::{Live, Tracked};
 use crate::store::{self, Name, Program, Store};
 use bus::{Bus, Ctx};
 use contracts::tasks::{Exit, List, Status, Task};
-use contracts::{ContainerId, Error, ExecId, Page, Result};
+use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -32,7 +33,9 @@ pub(crate) struct Engine {
     /// Held while a shim makes cgroups, so that an empty parent is not removed under its feet.
     pub(crate) cgroups: Rc<tokio::sync::RwLock<()>>,
     /// Namespaces whose parent cgroup is about to be looked at.
-    pub(crate) unswept: RefCell<BTreeSet<contracts::Namespace>>,
+    pub(crate) unswept: RefCell<BTreeSet<Namespace>>,
+    /// Where shims forward their events to; goes with this.
+    pub(crate) socket: RefCell<Option<SocketFile>>,
     errands: RefCell<Vec<AbortHandle>>,
 }
 
@@ -45,7 +48,6 @@ impl Drop for Engine {
                 crate::cgroup::remove_empty(&format!("/gantry/{namespace}"));
             }
         }
-        let _ = std::fs::remove_file(self.layout.events());
     }
 }
 
@@ -60,6 +62,7 @@ impl Engine {
             burials: RefCell::default(),
             cgroups: Rc::default(),
             unswept: RefCell::default(),
+            socket: RefCell::default(),
             errands: RefCell::default(),
         })
     }
@@ -103,7 +106,7 @@ impl Engine {
     }
 
     /// Whether any task of the namespace is here, or being made.
-    pub(crate) fn is_used(&self, namespace: &contracts::Namespace) -> bool {
+    pub(crate) fn is_used(&self, namespace: &Namespace) -> bool {
         self.live
             .borrow()
             .keys()
@@ -134,7 +137,7 @@ impl Engine {
     /// Lists from the records; shims are asked aside, for the next time.
     pub(crate) async fn list(
         self: &Rc<Self>,
-        namespace: contracts::Namespace,
+        namespace: Namespace,
         request: List,
     ) -> Result<Page<Task>> {
         let mut doubts = HashMap::<ContainerId, String>::new();
@@ -175,7 +178,7 @@ impl Engine {
         })
     }
 
-    fn of(&self, namespace: &contracts::Namespace) -> Vec<Rc<Live>> {
+    fn of(&self, namespace: &Namespace) -> Vec<Rc<Live>> {
         let live = self.live.borrow();
         live.values()
             .filter(|live| live.name.namespace == *namespace)
@@ -211,11 +214,21 @@ where
     }
 }
 
+/// This program, also when its file was replaced while it runs.
+fn this_program() -> String {
+    let this = std::env::current_exe().unwrap_or_default();
+    let this = this.to_string_lossy();
+    let this = this.strip_suffix(" (deleted)").unwrap_or(&this);
+    if Path::new(this).exists() {
+        this.to_owned()
+    } else {
+        "/proc/self/exe".to_owned()
+    }
+}
+
 fn own_shim(config: &Config) -> Program {
     let (path, first) = if config.shim.is_empty() {
-        let this = std::env::current_exe();
-        let this = this.as_deref().unwrap_or(Path::new("/proc/self/exe"));
-        (this.to_string_lossy().into_owned(), Some("shim".to_owned()))
+        (this_program(), Some("shim".to_owned()))
     } else {
         (config.shim.clone(), None)
     };

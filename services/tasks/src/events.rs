@@ -15,8 +15,9 @@ use containerd_shim_protos::shim_async::{Events, create_events};
 use contracts::tasks::Exit;
 use contracts::{ContainerId, Error, ExecId, Namespace, Result, Timestamp};
 use protobuf::Message;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,31 +62,48 @@ impl Events for Forwarded {
     }
 }
 
+/// The socket's file, which goes with this unless a successor's is there.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if inode(&self.path) == Some(self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::symlink_metadata(path).ok().map(|file| file.ino())
+}
+
 /// Opens the socket. It must stand before any shim starts. Errors: `Internal` naming the path.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> Result<(UnixListener, SocketFile)> {
     let about = |e: std::io::Error| Error::internal(format!("{}: {e}", path.display()));
     // A predecessor's file would be in the way.
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(about)?;
     listener.set_nonblocking(true).map_err(about)?;
-    Ok(listener)
+    let file = SocketFile {
+        path: path.into(),
+        inode: inode(path).unwrap_or_default(),
+    };
+    Ok((listener, file))
 }
 
 /// Takes events as long as the engine lives.
-pub(crate) fn serve(listener: UnixListener, engine: &Rc<Engine>) {
+pub(crate) fn serve((listener, file): (UnixListener, SocketFile), engine: &Rc<Engine>) {
+    engine.socket.replace(Some(file));
     let (sender, mut queue) = mpsc::channel(QUEUE);
     let weak = Rc::downgrade(engine);
     engine.keep(tokio::task::spawn_local(async move {
-        let listener = match Listener::try_from(listener) {
-            Ok(listener) => listener,
+        let _server = match start(listener, sender).await {
+            Ok(server) => server,
             Err(error) => return tracing::error!(%error, "events of shims are not heard"),
         };
-        let mut server = Server::new()
-            .add_listener(listener)
-            .register_service(create_events(Arc::new(Forwarded(sender))));
-        if let Err(error) = server.start().await {
-            return tracing::error!(%error, "events of shims are not heard");
-        }
         while let Some(news) = queue.recv().await {
             let Some(engine) = weak.upgrade() else { return };
             if let Err(error) = take(&engine, &news).await {
@@ -93,6 +111,16 @@ pub(crate) fn serve(listener: UnixListener, engine: &Rc<Engine>) {
             }
         }
     }));
+}
+
+async fn start(listener: UnixListener, sender: mpsc::Sender<News>) -> Result<Server> {
+    let about = |e: String| Error::internal(format!("events of shims: {e}"));
+    let listener = Listener::try_from(listener).map_err(|e| about(e.to_string()))?;
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(create_events(Arc::new(Forwarded(sender))));
+    server.start().await.map_err(|e| about(e.to_string()))?;
+    Ok(server)
 }
 
 async fn take(engine: &Rc<Engine>, news: &News) -> Result<()> {

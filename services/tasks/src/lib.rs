@@ -60,6 +60,12 @@ mod stdio;
 mod store;
 mod watch;
 
+#[cfg(test)]
+extern crate self as tasks;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 pub use config::Config;
 
 use bus::{Boot, Registration};

@@ -17,7 +17,7 @@ use crate::live::Live;
 use crate::logs::folder;
 use crate::shim::ShimError;
 use crate::stdio::Streams;
-use crate::store::{ExecRecord, Name, Record};
+use crate::store::{ExecRecord, Name, Program, Record};
 use bus::Ctx;
 use containerd_shim_protos::api::{self, Status};
 use contracts::{Code, ContainerId, Error, Result, containers};
@@ -66,7 +66,12 @@ impl Engine {
     }
 
     fn as_recorded(&self, name: &Name, record: &Record) -> Live {
-        let mut launch = Launch::new(record.shim.clone(), name, record.created_at, &self.layout);
+        let mut launch = Launch::new(
+            self.today(record.shim.clone()),
+            name,
+            record.created_at,
+            &self.layout,
+        );
         launch.bundle = record.bundle.clone().into();
         let listening = (!record.address.is_empty()).then(|| Listening {
             address: record.address.clone(),
@@ -76,6 +81,15 @@ impl Engine {
             launch.socket = socket.into();
         }
         Live::new(launch, listening, record.process.exit.clone())
+    }
+
+    /// Our own shim's program may be elsewhere since an upgrade.
+    fn today(&self, program: Program) -> Program {
+        if program.own {
+            self.own.clone()
+        } else {
+            program
+        }
     }
 
     /// Finds out how one task stands; says whether its shim must be asked again.
@@ -231,7 +245,7 @@ impl Engine {
             (self.own.clone(), socket)
         });
         let launch = Launch {
-            program,
+            program: self.today(program),
             socket,
             bundle: folder.clone(),
             events: self.layout.events(),
@@ -287,5 +301,71 @@ impl Engine {
             folder::remove(&folder).map(|()| false)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bundle::Spec;
+    use crate::layout::Layout;
+    use crate::lifecycle::Process;
+    use crate::store::{Io, Store};
+    use crate::support::{self, Home};
+    use contracts::tasks::List;
+    use contracts::{Namespace, Timestamp};
+    use std::path::Path;
+
+    /// Does what `create` does up to the journal and the shim, and no more: then this process "dies".
+    async fn half_made(root: &Path, state: &Path, namespace: &Namespace) {
+        let layout = Layout::new(root, state);
+        let name = Name {
+            namespace: namespace.clone(),
+            id: support::container_id("half"),
+        };
+        let program = Program {
+            path: support::shim_program().to_string_lossy().into_owned(),
+            first: None,
+            own: true,
+        };
+        let launch = Launch::new(program.clone(), &name, Timestamp(5), &layout);
+        let spec = Spec::read(&support::spec(&["true"]).to_string(), true).unwrap();
+        bundle::make(&launch, &spec).unwrap();
+        let record = Record {
+            id: name.id.clone(),
+            process: Process::creating(),
+            created_at: Timestamp(5),
+            reason: String::new(),
+            stdio: Io::default(),
+            bundle: launch.bundle.to_string_lossy().into_owned(),
+            shim: program,
+            address: String::new(),
+            api: 0,
+            cgroup: String::new(),
+            oom_at: Timestamp(0),
+        };
+        let store = Store::open(root, 1 << 20).unwrap();
+        store.intend(&name, record).await.unwrap();
+        launch.start(None).await.unwrap();
+    }
+
+    #[actix_rt::test]
+    async fn a_half_made_task_is_undone_and_can_be_made_anew() {
+        let home = Home::start_after(async |root, state, namespace| {
+            half_made(root, state, namespace).await;
+        })
+        .await;
+        let shim = home.shim_pid("half");
+        assert!(support::alive(shim));
+        home.container("half", &["true"]);
+        home.create("half").await.unwrap();
+        assert!(!support::alive(shim));
+        home.go("half").await.unwrap();
+        home.wait("half").await.unwrap();
+        home.delete("half", false).await.unwrap();
+        assert!(home.call(List::default()).await.unwrap().items.is_empty());
+        home.until_told("half", &["create", "start", "exit", "delete"])
+            .await;
+        home.gone().await;
     }
 }

@@ -1,7 +1,8 @@
 //! Where the streams of a process go: what a shim is told, and the fifos behind that.
 //!
 //! gantry's own shim writes the log itself (`log://`), so the log goes on while tasks is away. Other shims know no log of
-//! this form: they get fifos in the bundle, and tasks pumps from the fifos to the same file (see `pump.rs`).
+//! this form: they get fifos in the bundle, and tasks pumps from the fifos to the same file (see `pump.rs`). Their stdin
+//! ends with its last writer, so tasks holds a writing end until it is closed: it ends, too, when tasks dies.
 
 use crate::bundle::{fifo, fifo_path};
 use crate::launch::Launch;

@@ -17,6 +17,7 @@ async fn a_restart_finds_what_runs_and_what_ended_meanwhile() {
         .await;
     home.run("ends", &["sh", "-c", "echo words; exit 5"]).await;
     home.wait("ends").await.unwrap();
+    home.until_out("stays", "before\n").await;
     home.node.restart("tasks/local").await.unwrap();
     let task = home.get("stays").await.unwrap();
     assert_eq!((task.status, task.pid), (Status::Running, started.pid));

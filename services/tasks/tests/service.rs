@@ -60,3 +60,19 @@ async fn tasks_are_listed_by_id_and_filtered_by_status() {
     home.delete("b", true).await.unwrap();
     home.gone().await;
 }
+
+#[actix_rt::test]
+async fn many_tasks_of_one_namespace_come_and_go_at_once() {
+    let home = Home::start();
+    for _ in 0..3 {
+        let lives = (0..8).map(async |number| {
+            let id = format!("box{number}");
+            home.run(&id, &["echo", &id]).await;
+            assert_eq!(home.wait(&id).await.unwrap().exit_code, 0);
+            assert!(home.out(&id).await.ends_with(&format!("{id}\n")));
+            home.delete(&id, false).await.unwrap();
+        });
+        futures_util::future::join_all(lives).await;
+    }
+    home.gone().await;
+}

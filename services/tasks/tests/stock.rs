@@ -53,7 +53,8 @@ async fn a_stock_shim_does_what_our_own_does() {
         return;
     }
     let mut home = Home::start();
-    up(&home, "box", &["sleep", "1000"], STOCK).await;
+    let script = "mkfifo /tmp/go; echo before; read x < /tmp/go; echo after; exec sleep 1000";
+    up(&home, "box", &["sh", "-c", script], STOCK).await;
     assert_eq!(
         home.execute("box", "e", &["sh", "-c", "echo hi; exit 4"])
             .await,
@@ -69,9 +70,25 @@ async fn a_stock_shim_does_what_our_own_does() {
         home.execute("box", "f", &["echo", "again"]).await.1,
         "again\n"
     );
+    home.execute("box", "go", &["sh", "-c", "echo > /tmp/go"])
+        .await;
+    home.until_out("box", "before\nafter\n").await;
     home.kill("box", 9).await.unwrap();
     assert_eq!(home.wait("box").await.unwrap().exit_code, 137);
     home.delete("box", false).await.unwrap();
+    home.gone().await;
+}
+
+#[actix_rt::test]
+async fn a_paused_task_of_a_stock_shim_can_be_deleted_with_force() {
+    if !installed() {
+        return;
+    }
+    let home = Home::start();
+    up(&home, "box", &["sleep", "1000"], STOCK).await;
+    let id = container_id("box");
+    home.call(Pause { id }).await.unwrap();
+    assert_eq!(home.delete("box", true).await.unwrap().exit_code, 137);
     home.gone().await;
 }
 
@@ -98,10 +115,7 @@ async fn a_stock_shim_has_stdin() {
         let mut end = std::fs::File::from(end.into_owned().unwrap());
         end.write_all(line).unwrap();
     }
-    let mut out = String::new();
-    while out != "one\ntwo\n" {
-        out = home.out("cat").await;
-    }
+    home.until_out("cat", "one\ntwo\n").await;
     home.call(CloseStdin { id, exec }).await.unwrap();
     assert_eq!(home.wait("cat").await.unwrap().exit_code, 0);
     home.delete("cat", false).await.unwrap();

@@ -38,12 +38,29 @@ pub struct Home {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
+fn namespace() -> Namespace {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    Namespace::new(format!("t{}-{number}", std::process::id())).unwrap()
+}
+
 impl Home {
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), namespace())
+    }
+
+    /// Starts after `before` has filled the plugin's folders.
+    pub async fn start_after(before: impl AsyncFnOnce(&Path, &Path, &Namespace)) -> Self {
+        let (folder, namespace) = (tempfile::tempdir().unwrap(), namespace());
+        let place = |kind: &str| folder.path().join(kind).join("tasks/local");
+        for kind in ["root", "state"] {
+            fs::create_dir_all(place(kind)).unwrap();
+        }
+        before(&place("root"), &place("state"), &namespace).await;
+        Self::start_in(folder, namespace)
+    }
+
+    fn start_in(folder: tempfile::TempDir, namespace: Namespace) -> Self {
         busybox(&folder.path().join("image")).unwrap();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let namespace = Namespace::new(format!("t{}-{number}", std::process::id())).unwrap();
         let (log, records) = (Rc::default(), Rc::default());
         let bus = LocalBus::new()
             .fake(events(&log))
@@ -216,6 +233,13 @@ impl Home {
 
     pub async fn out(&self, id: &str) -> String {
         text(&self.lines(logs(id, None)).await, false)
+    }
+
+    /// Waits until a task has written this, and nothing else.
+    pub async fn until_out(&self, id: &str, wanted: &str) {
+        let written = async { while self.out(id).await != wanted {} };
+        let bounded = tokio::time::timeout(BOUND, written).await;
+        assert!(bounded.is_ok(), "{id} did not write {wanted:?}");
     }
 
     /// Topics of the log so far, of one container, as `create`, `exit:<process>`.
