@@ -33,6 +33,8 @@ use leaks::Leaks;
 const READY: Duration = Duration::from_secs(30);
 /// From SIGTERM to the end of the last process.
 const STOP: Duration = Duration::from_secs(30);
+/// From the end of the daemon to the end of shims that were told to end: they are nobody's children.
+const GONE: Duration = Duration::from_secs(2);
 /// From a plugin's death to its successor being ready.
 const BACK: Duration = Duration::from_secs(10);
 
@@ -314,7 +316,13 @@ impl Node {
     /// Errors: it does not end, or left a process, mount, socket or cgroup; all of them are in the message.
     pub async fn stop_clean(mut self) -> Outcome {
         self.terminate().await?;
-        let left = self.leaks.left();
+        let gone = until("nothing is left", GONE, async || {
+            self.leaks.left().is_empty().then_some(())
+        });
+        let left = match gone.await {
+            Ok(()) => Vec::new(),
+            Err(_) => self.leaks.left(),
+        };
         self.stopped = left.is_empty();
         if self.stopped {
             Ok(())
