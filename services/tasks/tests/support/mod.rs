@@ -310,7 +310,7 @@ impl Home {
         let here = self.folder.path().display().to_string();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(&here), "mounts are left: {mounts}");
-        let ours = || processes(&here);
+        let ours = || pids_with(&here);
         until("processes are gone", || ours().is_empty()).await;
     }
 
@@ -322,19 +322,30 @@ impl Home {
     }
 }
 
-/// Whatever a failed test left: killed and removed, as a user would with the shim's own `delete`.
+/// Whatever a failed test left: killed and removed.
 impl Drop for Home {
     fn drop(&mut self) {
         let bundles = self.state().join("bundles").join(self.namespace.as_str());
         for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
-            if let Ok(pid) = fs::read_to_string(bundle.path().join("shim.pid")) {
-                let _ = Command::new("kill").args(["-9", pid.trim()]).status();
-            }
             let mut command = Command::new(shim_program());
             command.args(["-namespace", self.namespace.as_str()]);
             command.arg("-id").arg(bundle.file_name());
             command.arg("-bundle").arg(bundle.path());
             let _ = command.arg("delete").output();
+            let _ = nix::mount::umount(&bundle.path().join("rootfs"));
+        }
+        for cgroup in self.cgroups() {
+            for task in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
+                let left = fs::read_to_string(task.path().join("cgroup.procs"));
+                for pid in left.unwrap_or_default().lines() {
+                    let _ = Command::new("kill").args(["-9", pid]).status();
+                }
+                let _ = fs::remove_dir(task.path());
+            }
+            let _ = fs::remove_dir(cgroup);
+        }
+        for pid in pids_with(&self.folder.path().display().to_string()) {
+            let _ = Command::new("kill").args(["-9", &pid]).status();
         }
     }
 }
@@ -344,12 +355,14 @@ fn empty(folder: &Path) -> bool {
 }
 
 /// Processes whose command line has `text`.
-fn processes(text: &str) -> Vec<String> {
+fn pids_with(text: &str) -> Vec<String> {
     let all = fs::read_dir("/proc").unwrap().flatten();
-    all.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok())
-        .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
-        .filter(|line| line.contains(text))
-        .collect()
+    all.filter(|entry| {
+        fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(text))
+    })
+    .map(|entry| entry.file_name().to_string_lossy().into_owned())
+    .filter(|name| name.parse::<u32>().is_ok())
+    .collect()
 }
 
 fn events(log: &Rc<RefCell<Vec<Entry>>>) -> Fake<Events> {
