@@ -1,6 +1,6 @@
 //! Live progress of one operation. It is kept in memory: a crash loses it, never the work.
 
-use contracts::operations::{Operation, Part};
+use contracts::operations::{Operation, Part, State};
 use contracts::{Result, Timestamp};
 use futures_util::{Stream, stream};
 use std::time::Duration;
@@ -45,17 +45,22 @@ impl Board {
         self.0.send_replace(ended);
     }
 
-    /// Shows the operation now, at every change but not more often than every [`PAUSE`], and when it ends.
+    /// Shows the operation now, at changes but not more often than every [`PAUSE`], and at once when it ends.
     pub(crate) fn watch(&self) -> impl Stream<Item = Result<Operation>> + Send + use<> {
         stream::unfold(Some((self.0.subscribe(), true)), |looking| async move {
             let (mut changes, first) = looking?;
             if !first {
-                tokio::time::sleep(PAUSE).await;
                 changes.changed().await.ok()?;
+                // What happens within the pause is shown together; the end ends it.
+                let _ = tokio::time::timeout(PAUSE, changes.wait_for(over)).await;
             }
             let operation = changes.borrow_and_update().clone();
-            let over = operation.state != contracts::operations::State::Running;
-            Some((Ok(operation), (!over).then_some((changes, false))))
+            let next = (!over(&operation)).then_some((changes, false));
+            Some((Ok(operation), next))
         })
     }
+}
+
+fn over(operation: &Operation) -> bool {
+    operation.state != State::Running
 }
