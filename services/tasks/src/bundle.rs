@@ -12,7 +12,7 @@
 //! ```
 
 use crate::launch::Launch;
-use crate::store::Program;
+use crate::record::Program;
 use contracts::{Error, ExecId, Result};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxAttributes, StatxFlags, mknodat, statx};
 use rustix::io::Errno;
@@ -178,7 +178,7 @@ pub(crate) fn about(path: &Path, error: &io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Name;
+    use crate::record::Name;
 
     #[test]
     fn a_spec_is_kept_byte_for_byte_unless_its_root_is_ours() {

@@ -4,7 +4,8 @@ use crate::config::Config;
 use crate::events::SocketFile;
 use crate::layout::Layout;
 use crate::live::{Live, Tracked};
-use crate::store::{self, Name, Program, Store};
+use crate::record::{self, Name, Program};
+use crate::store::{self, Store};
 use bus::{Bus, Ctx};
 use contracts::tasks::{Exit, List, Status, Task};
 use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
@@ -126,10 +127,9 @@ impl Engine {
             }
         }
         let (store, wanted) = (self.store.clone(), name.clone());
-        let record = blocking(move || store.get(&wanted)).await?;
-        let mut task = record.task();
+        let mut task = blocking(move || store.get(&wanted)).await?.task();
         if let Some(doubt) = self.doubt(name) {
-            store::doubt(&mut task, &doubt);
+            record::doubt(&mut task, &doubt);
         }
         Ok(task)
     }

@@ -5,7 +5,7 @@
 //! The socket has the same path after every restart, so shims that outlive tasks find it again.
 
 use crate::engine::Engine;
-use crate::store::Name;
+use crate::record::Name;
 use crate::watch::moment;
 use async_trait::async_trait;
 use containerd_shim_protos::api::Empty;

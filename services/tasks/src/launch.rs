@@ -6,7 +6,7 @@
 //! Source: containerd, `core/runtime/v2/README.md` and `api/runtime/bootstrap/v1/bootstrap.proto`.
 
 use crate::layout::Layout;
-use crate::store::{Name, Program};
+use crate::record::{Name, Program};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::bootstrap_api::{BootstrapParams, BootstrapResult, Extension};
 use contracts::tasks::Exit;

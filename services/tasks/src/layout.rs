@@ -1,6 +1,6 @@
 //! Where things of a task are: what is lost with a reboot below `state`, what is kept below `root`.
 
-use crate::store::Name;
+use crate::record::Name;
 use contracts::{ContainerId, ExecId, Timestamp};
 use std::path::{Path, PathBuf};
 

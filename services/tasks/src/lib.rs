@@ -7,10 +7,11 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `lifecycle.rs` | what may follow what in the life of a process; pure |
-//! | `store.rs` | records in redb, and the events that are committed with them |
+//! | `store.rs`, `record.rs` | records in redb, and the events that are committed with them |
 //! | `engine.rs`, `live.rs` | who is alive, what is remembered of a shim, look-ups |
 //! | `make.rs`, `run.rs`, `exec.rs`, `end.rs` | what callers ask for: create; start, signals, limits; added processes; delete |
 //! | `watch.rs`, `events.rs`, `recover.rs` | how ends become known: an open `Wait`, forwarded events, a look after a restart |
+//! | `lost.rs` | what is done about shims that died, are stuck, or have ended |
 //! | `launch.rs`, `shim.rs`, `runtime.rs` | a shim's program, its connection, which one it is |
 //! | `bundle.rs`, `stdio.rs`, `pump.rs`, `layout.rs`, `cgroup.rs` | folders, fifos, cgroups |
 //! | `logs/` | log files and their readers |
@@ -47,10 +48,12 @@ mod layout;
 mod lifecycle;
 mod live;
 mod logs;
+mod lost;
 mod make;
 mod metrics;
 mod passwd;
 mod pump;
+mod record;
 mod recover;
 mod run;
 mod runtime;

@@ -2,8 +2,8 @@
 
 use crate::launch::{Launch, Listening};
 use crate::pump::Pumps;
+use crate::record::Name;
 use crate::shim::{Shim, ShimError};
-use crate::store::Name;
 use contracts::tasks::Exit;
 use contracts::{ExecId, Fd};
 use protobuf::Message;

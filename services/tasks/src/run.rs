@@ -5,9 +5,10 @@ use crate::lifecycle::{Input, May, Process};
 use crate::live::{Live, Tracked};
 use crate::make::about;
 use crate::metrics;
+use crate::record::Name;
 use crate::runtime::any;
 use crate::shim::ShimError;
-use crate::store::{Name, StoreError};
+use crate::store::StoreError;
 use bus::Ctx;
 use containerd_shim_protos::api;
 use contracts::tasks::{
@@ -337,7 +338,7 @@ impl Engine {
         .await
     }
 
-    async fn stdio(&self, live: &Live, exec: Option<&ExecId>) -> Result<crate::store::Io> {
+    async fn stdio(&self, live: &Live, exec: Option<&ExecId>) -> Result<crate::record::Io> {
         let (store, name, exec) = (self.store.clone(), live.name.clone(), exec.cloned());
         blocking(move || match exec {
             None => Ok::<_, StoreError>(store.get(&name)?.stdio),

@@ -10,7 +10,7 @@
 //! Options are JSON text: the fields of the type that the table names, or `{"type_url": …, "value": <hex>}` for a
 //! message that is passed on as it is. Source: containerd, `core/runtime/v2`, names of shims.
 
-use crate::store::Program;
+use crate::record::Program;
 use containerd_shim_protos::shim::oci;
 use contracts::containers::Runtime;
 use contracts::{Error, Result};

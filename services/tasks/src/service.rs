@@ -4,7 +4,8 @@ use crate::engine::Engine;
 use crate::lifecycle::Input;
 use crate::logs::follow::{self, Wanted};
 use crate::logs::lines::Span;
-use crate::store::{Name, StoreError};
+use crate::record::Name;
+use crate::store::StoreError;
 use actix::{Actor, Context, Handler};
 use bus::{Call, Ctx, Open, Reply, Routes, Streaming};
 use contracts::tasks::{

@@ -8,7 +8,7 @@ use crate::bundle::{fifo, fifo_path};
 use crate::launch::Launch;
 use crate::live::Tracked;
 use crate::pump::{self, Pumps};
-use crate::store::Io;
+use crate::record::Io;
 use contracts::{Error, ExecId, Fd, Result};
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -139,7 +139,7 @@ fn encoded(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Name, Program};
+    use crate::record::{Name, Program};
     use contracts::{ContainerId, Namespace};
 
     fn launch(own: bool) -> Launch {
