@@ -78,21 +78,10 @@ impl Methods {
         method: &str,
         json: &str,
     ) -> Result<String> {
-        let bridge = self.bridges.get(method).ok_or_else(|| {
-            let service = method
-                .split_once('.')
-                .map_or(method, |(service, _)| service);
-            let near: Vec<&str> = self
-                .bridges
-                .keys()
-                .filter(|name| name.starts_with(service))
-                .copied()
-                .collect();
-            Error::not_found(format!(
-                "method {method:?}: there is none; {service} has {}",
-                near.join(", ")
-            ))
-        })?;
+        let bridge = self
+            .bridges
+            .get(method)
+            .ok_or_else(|| self.unknown(method))?;
         if bridge.kind == Kind::Stream {
             return Err(Error::unimplemented(format!(
                 "{method}: is a stream; use the resource that shows it"
@@ -100,5 +89,31 @@ impl Methods {
         }
         let body = (bridge.request)(json)?;
         (bridge.reply)(&bus.call_raw(peer, ctx, method, body).await?)
+    }
+
+    /// Says what there is instead: the methods of the service, or the services.
+    fn unknown(&self, method: &str) -> Error {
+        let parts = |name: &'static str| name.split_once('.').unwrap_or((name, ""));
+        let service = method
+            .split_once('.')
+            .map_or(method, |(service, _)| service);
+        let names = self.bridges.keys().copied();
+        let methods: Vec<&str> = names
+            .clone()
+            .filter(|name| parts(name).0 == service)
+            .collect();
+        if methods.is_empty() {
+            let services: std::collections::BTreeSet<&str> =
+                names.map(|name| parts(name).0).collect();
+            let services: Vec<&str> = services.into_iter().collect();
+            return Error::not_found(format!(
+                "method {method:?}: no such service; there are {}",
+                services.join(", ")
+            ));
+        }
+        Error::not_found(format!(
+            "method {method:?}: there is none; {service} has {}",
+            methods.join(", ")
+        ))
     }
 }
