@@ -24,6 +24,6 @@ mod writer;
 
 pub use deliver::deliver;
 pub use fault::Fault;
-pub use generation::Generation;
+pub use generation::{Generation, Late};
 pub use table::{Snapshot, Table, Tx, page};
 pub use writer::{Ledger, LedgerConfig};

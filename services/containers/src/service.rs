@@ -1,20 +1,22 @@
 //! The actor: contract messages → store, generator and collector's answers.
 
-use crate::collect::{self, Stamps};
+use crate::collect;
 use crate::host::ThisHost;
+use crate::references;
 use crate::spec;
 use crate::store::Store;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Reply, Routes, on_disk};
+use contracts::Result;
 use contracts::collect::{Begin, Mark, References, Roots, Sweep, Tally};
 use contracts::containers::{Create, Delete, Generate, Get, List, Update};
-use contracts::{Error, Result};
+use ledger::Late;
 use std::sync::Arc;
 
 /// Answers `containers` and `collect`.
 pub(crate) struct ContainersService {
     store: Store,
-    stamps: Stamps,
+    late: Late,
     host: Arc<ThisHost>,
 }
 
@@ -23,7 +25,7 @@ impl ContainersService {
         ledger::deliver(store.ledger(), bus);
         Self {
             store,
-            stamps: Stamps::default(),
+            late: Late::default(),
             host: Arc::new(ThisHost::look()),
         }
     }
@@ -53,13 +55,13 @@ pub(crate) fn routes() -> Routes<ContainersService> {
 impl Handler<Call<Create>> for ContainersService {
     type Result = Reply<Create>;
     fn handle(&mut self, call: Call<Create>, _: &mut Context<Self>) -> Reply<Create> {
-        let (store, stamps) = (self.store.clone(), self.stamps.clone());
+        let (store, late) = (self.store.clone(), self.late.clone());
         Box::pin(async move {
             let namespace = call.ctx.namespace()?;
-            stamps.stamp(namespace, &call.body.id);
-            Ok(store
-                .create(namespace, &call.ctx.operation, call.body)
-                .await?)
+            let container = store.create(namespace, &call.ctx.operation, call.body);
+            let container = container.await?;
+            late.record(references::of(namespace, &container));
+            Ok(container)
         })
     }
 }
@@ -67,13 +69,13 @@ impl Handler<Call<Create>> for ContainersService {
 impl Handler<Call<Update>> for ContainersService {
     type Result = Reply<Update>;
     fn handle(&mut self, call: Call<Update>, _: &mut Context<Self>) -> Reply<Update> {
-        let (store, stamps) = (self.store.clone(), self.stamps.clone());
+        let (store, late) = (self.store.clone(), self.late.clone());
         Box::pin(async move {
             let namespace = call.ctx.namespace()?;
-            stamps.stamp(namespace, &call.body.id);
-            Ok(store
-                .update(namespace, &call.ctx.operation, call.body)
-                .await?)
+            let container = store.update(namespace, &call.ctx.operation, call.body);
+            let container = container.await?;
+            late.record(references::of(namespace, &container));
+            Ok(container)
         })
     }
 }
@@ -120,7 +122,7 @@ impl Handler<Call<Generate>> for ContainersService {
 impl Handler<Call<Begin>> for ContainersService {
     type Result = Reply<Begin>;
     fn handle(&mut self, call: Call<Begin>, _: &mut Context<Self>) -> Reply<Begin> {
-        self.stamps.begin(&call.body);
+        self.late.begin(call.body.generation);
         Box::pin(async { Ok(()) })
     }
 }
@@ -128,16 +130,16 @@ impl Handler<Call<Begin>> for ContainersService {
 impl Handler<Call<Roots>> for ContainersService {
     type Result = Reply<Roots>;
     fn handle(&mut self, call: Call<Roots>, _: &mut Context<Self>) -> Reply<Roots> {
-        let (store, stamps) = (self.store.clone(), self.stamps.clone());
-        on_disk(move || collect::roots(&store, &stamps, &call.body))
+        let (store, late) = (self.store.clone(), self.late.clone());
+        on_disk(move || collect::roots(&store, &late, &call.body))
     }
 }
 
 impl Handler<Call<References>> for ContainersService {
     type Result = Reply<References>;
     fn handle(&mut self, call: Call<References>, _: &mut Context<Self>) -> Reply<References> {
-        let (store, stamps) = (self.store.clone(), self.stamps.clone());
-        on_disk(move || collect::references(&store, &stamps, &call.body))
+        let (store, late) = (self.store.clone(), self.late.clone());
+        on_disk(move || collect::references(&store, &late, &call.body))
     }
 }
 
@@ -145,7 +147,7 @@ impl Handler<Call<References>> for ContainersService {
 impl Handler<Call<Mark>> for ContainersService {
     type Result = Reply<Mark>;
     fn handle(&mut self, call: Call<Mark>, _: &mut Context<Self>) -> Reply<Mark> {
-        let open = self.stamps.check(call.body.generation).map_err(Error::from);
+        let open = self.late.check(call.body.generation);
         Box::pin(async { open })
     }
 }
@@ -153,8 +155,8 @@ impl Handler<Call<Mark>> for ContainersService {
 impl Handler<Call<Sweep>> for ContainersService {
     type Result = Reply<Sweep>;
     fn handle(&mut self, call: Call<Sweep>, _: &mut Context<Self>) -> Reply<Sweep> {
-        let (store, stamps) = (self.store.clone(), self.stamps.clone());
-        on_disk(move || collect::sweep(&store, &stamps, &call.body))
+        let swept = collect::sweep(&self.late, &call.body);
+        Box::pin(async move { Ok(swept?) })
     }
 }
 

@@ -62,8 +62,8 @@ pub enum StoreError {
     #[error(transparent)]
     Label(#[from] Error),
     /// A collection speaks of a generation that is not open.
-    #[error("generation {0}: not open at containers, begin again")]
-    Generation(u64),
+    #[error(transparent)]
+    Generation(Error),
     /// The file failed.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -79,8 +79,7 @@ impl From<StoreError> for Error {
             StoreError::Field { .. } | StoreError::Spec(_) | StoreError::Filter(_) => {
                 Error::invalid(message)
             }
-            StoreError::Generation(_) => Error::precondition(message),
-            StoreError::Label(error) => error,
+            StoreError::Label(error) | StoreError::Generation(error) => error,
             StoreError::Fault(fault) => fault.into(),
         }
     }

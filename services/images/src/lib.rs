@@ -1,6 +1,7 @@
 //! Images: a name, and the descriptor it stands for.
 //!
-//! Owns the names of each namespace. A name is a gc root: what its target refers to stays. Must not know what is behind
+//! Owns the names of each namespace. A name is a gc root: its target stays, what that refers to, and what
+//! the name's own `containerd.io/gc.ref.*` labels name. Must not know what is behind
 //! a descriptor, nor whether it is here: whoever names an image holds its content by a lease until the name is there.
 //!
 //! ```text
@@ -9,6 +10,7 @@
 //! ```
 
 mod config;
+mod references;
 mod service;
 mod store;
 

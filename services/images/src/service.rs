@@ -1,20 +1,17 @@
 //! The actor: contract messages → store.
 
-use crate::store::Store;
+use crate::store::{self, Store};
 use actix::{Actor, Context, Handler};
-use bus::{Bus, Call, Ctx, Reply, Routes, on_disk};
-use contracts::ImageName;
-use contracts::collect::{Begin, Mark, Node, References, Resource, Roots, Sweep, Swept, Tally};
-use contracts::images::{Create, Delete, Get, List, Put, Tag, Update};
-use ledger::Generation;
-use std::collections::BTreeSet;
+use bus::{Bus, Call, Reply, Routes, on_disk};
+use contracts::Result;
+use contracts::collect::{Begin, Mark, References, Roots, Sweep, Swept, Tally};
+use contracts::images::{Create, Delete, Get, Image, List, Put, Tag, Update};
+use ledger::Late;
 
 /// Answers `images` and `collect`.
 pub(crate) struct ImagesService {
     store: Store,
-    generation: Generation,
-    /// Names written since the generation began.
-    touched: BTreeSet<Node>,
+    late: Late,
 }
 
 impl ImagesService {
@@ -22,21 +19,26 @@ impl ImagesService {
         ledger::deliver(store.ledger(), bus);
         Self {
             store,
-            generation: Generation::default(),
-            touched: BTreeSet::new(),
+            late: Late::default(),
         }
     }
-}
 
-impl ImagesService {
-    /// Stamps a name whose target may be new, before it is written: its references are then heard late, not missed.
-    fn touch(&mut self, ctx: &Ctx, name: &ImageName) {
-        if let Some(namespace) = ctx.namespace.clone() {
-            self.touched.insert(Node {
-                namespace,
-                resource: Resource::Image(name.clone()),
-            });
-        }
+    /// Writes a name, and records what it keeps before anybody hears of it.
+    fn write<R: contracts::Request<Reply = Image>, W>(
+        &self,
+        call: Call<R>,
+        write: impl FnOnce(Store, Call<R>) -> W + 'static,
+    ) -> Reply<R>
+    where
+        W: Future<Output = Result<Image>> + 'static,
+    {
+        let (store, late) = (self.store.clone(), self.late.clone());
+        Box::pin(async move {
+            let namespace = call.ctx.namespace()?.clone();
+            let image = write(store, call).await?;
+            late.record(store::edges(&namespace, &image));
+            Ok(image)
+        })
     }
 }
 
@@ -79,9 +81,7 @@ impl Handler<Call<List>> for ImagesService {
 impl Handler<Call<Create>> for ImagesService {
     type Result = Reply<Create>;
     fn handle(&mut self, call: Call<Create>, _: &mut Context<Self>) -> Self::Result {
-        self.touch(&call.ctx, &call.body.name);
-        let store = self.store.clone();
-        Box::pin(async move {
+        self.write(call, |store, call| async move {
             store
                 .create(call.ctx.namespace()?, &call.ctx.operation, call.body)
                 .await
@@ -92,9 +92,7 @@ impl Handler<Call<Create>> for ImagesService {
 impl Handler<Call<Put>> for ImagesService {
     type Result = Reply<Put>;
     fn handle(&mut self, call: Call<Put>, _: &mut Context<Self>) -> Self::Result {
-        self.touch(&call.ctx, &call.body.name);
-        let store = self.store.clone();
-        Box::pin(async move {
+        self.write(call, |store, call| async move {
             store
                 .put(call.ctx.namespace()?, &call.ctx.operation, call.body)
                 .await
@@ -105,9 +103,7 @@ impl Handler<Call<Put>> for ImagesService {
 impl Handler<Call<Update>> for ImagesService {
     type Result = Reply<Update>;
     fn handle(&mut self, call: Call<Update>, _: &mut Context<Self>) -> Self::Result {
-        self.touch(&call.ctx, &call.body.name);
-        let store = self.store.clone();
-        Box::pin(async move {
+        self.write(call, |store, call| async move {
             store
                 .update(call.ctx.namespace()?, &call.ctx.operation, call.body)
                 .await
@@ -118,9 +114,7 @@ impl Handler<Call<Update>> for ImagesService {
 impl Handler<Call<Tag>> for ImagesService {
     type Result = Reply<Tag>;
     fn handle(&mut self, call: Call<Tag>, _: &mut Context<Self>) -> Self::Result {
-        self.touch(&call.ctx, &call.body.name);
-        let store = self.store.clone();
-        Box::pin(async move {
+        self.write(call, |store, call| async move {
             store
                 .tag(call.ctx.namespace()?, &call.ctx.operation, call.body)
                 .await
@@ -143,8 +137,7 @@ impl Handler<Call<Delete>> for ImagesService {
 impl Handler<Call<Begin>> for ImagesService {
     type Result = Reply<Begin>;
     fn handle(&mut self, call: Call<Begin>, _: &mut Context<Self>) -> Self::Result {
-        self.generation.begin(call.body.generation);
-        self.touched.clear();
+        self.late.begin(call.body.generation);
         Box::pin(async { Ok(()) })
     }
 }
@@ -152,10 +145,7 @@ impl Handler<Call<Begin>> for ImagesService {
 impl Handler<Call<Roots>> for ImagesService {
     type Result = Reply<Roots>;
     fn handle(&mut self, call: Call<Roots>, _: &mut Context<Self>) -> Self::Result {
-        let (store, open) = (
-            self.store.clone(),
-            self.generation.check(call.body.generation),
-        );
+        let (store, open) = (self.store.clone(), self.late.check(call.body.generation));
         on_disk(move || open.and_then(|()| store.roots(&call.body.token)))
     }
 }
@@ -163,10 +153,7 @@ impl Handler<Call<Roots>> for ImagesService {
 impl Handler<Call<References>> for ImagesService {
     type Result = Reply<References>;
     fn handle(&mut self, call: Call<References>, _: &mut Context<Self>) -> Self::Result {
-        let (store, open) = (
-            self.store.clone(),
-            self.generation.check(call.body.generation),
-        );
+        let (store, open) = (self.store.clone(), self.late.check(call.body.generation));
         on_disk(move || open.and_then(|()| store.references(&call.body.nodes)))
     }
 }
@@ -175,7 +162,7 @@ impl Handler<Call<Mark>> for ImagesService {
     type Result = Reply<Mark>;
     /// A name stays until a user deletes it: marks change nothing.
     fn handle(&mut self, call: Call<Mark>, _: &mut Context<Self>) -> Self::Result {
-        let open = self.generation.check(call.body.generation);
+        let open = self.late.check(call.body.generation);
         Box::pin(async move { open })
     }
 }
@@ -184,20 +171,12 @@ impl Handler<Call<Sweep>> for ImagesService {
     type Result = Reply<Sweep>;
     /// Names are never collected; those written meanwhile say what they keep.
     fn handle(&mut self, call: Call<Sweep>, _: &mut Context<Self>) -> Self::Result {
-        let (store, open) = (
-            self.store.clone(),
-            self.generation.check(call.body.generation),
-        );
-        let touched: Vec<Node> = self.touched.iter().cloned().collect();
-        on_disk(move || {
-            open?;
-            let late = store.references(&touched)?;
-            Ok::<_, contracts::Error>(Swept {
-                late,
-                done: true,
-                ..Swept::default()
-            })
-        })
+        let swept = self.late.check(call.body.generation).map(|()| Swept {
+            late: self.late.told(!call.body.dry_run),
+            done: true,
+            ..Swept::default()
+        });
+        Box::pin(async move { swept })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which names there are and what they stand for. See the module page for the table.
 
+use crate::references;
 use contracts::collect::{Count, Edge, Edges, Node, Resource};
 use contracts::images::{
     Create, Created, Delete, Deleted, Get, Image, List, Put, Tag, Update, Updated,
@@ -11,8 +12,8 @@ use filter::{Fields, Filters};
 use ledger::{Ledger, LedgerConfig, Table, Tx, page};
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
-/// Images of one page of roots: two edges each stay well below one message.
-const ROOTS: usize = 200;
+/// Images of one page of roots: well below one message.
+const ROOTS: usize = 500;
 /// Longest media type. Source: RFC 6838, section 4.2 (127 characters each side of the slash).
 const MAX_MEDIA_TYPE: usize = 255;
 
@@ -178,40 +179,34 @@ impl Store {
             .await
     }
 
-    /// Every image with what it keeps, as edges from the image.
+    /// Every image as a root.
     pub(crate) fn roots(&self, token: &str) -> Result<Edges> {
-        // A token shows the separator of the key, which no name contains, as a space.
-        let after = token.replacen(' ', "\0", 1);
-        let after = (!after.is_empty()).then_some(after);
+        let after = (!token.is_empty()).then_some(token);
         self.ledger.read(|snapshot| {
-            let (mut edges, mut images, mut last) = (Edges::default(), 0, String::new());
-            snapshot.scan(&IMAGES, "", after.as_deref(), |key, image| {
-                if images == ROOTS {
-                    edges.next = last.replacen('\0', " ", 1);
+            let (mut edges, mut last) = (Edges::default(), String::new());
+            snapshot.scan(&IMAGES, "", after, |key, image| {
+                if edges.items.len() == ROOTS {
+                    edges.next = std::mem::take(&mut last);
                     return false;
                 }
-                images += 1;
                 key.clone_into(&mut last);
-                edges.items.extend(kept_by(key, &image));
+                edges
+                    .items
+                    .extend(namespace(key).map(|ns| root(&ns, &image)));
                 true
             })?;
             Ok(edges)
         })
     }
 
-    /// The same for some images.
+    /// What some images keep.
     pub(crate) fn references(&self, nodes: &[Node]) -> Result<Vec<Edge>> {
         self.ledger.read(|snapshot| {
             let mut edges = Vec::new();
             for node in nodes {
                 if let Resource::Image(name) = &node.resource {
-                    let key = key(&node.namespace, name);
-                    edges.extend(
-                        snapshot
-                            .get(&IMAGES, &key)?
-                            .iter()
-                            .flat_map(|image| kept_by(&key, image)),
-                    );
+                    let image = snapshot.get(&IMAGES, &key(&node.namespace, name))?;
+                    edges.extend(image.iter().flat_map(|image| kept(&node.namespace, image)));
                 }
             }
             Ok(edges)
@@ -323,20 +318,47 @@ fn change(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image> {
     Ok(image)
 }
 
-fn kept_by(key: &str, image: &Image) -> Option<Edge> {
-    let namespace = Namespace::new(key.split_once('\0')?.0).ok()?;
-    let from = Node {
-        namespace: namespace.clone(),
-        resource: Resource::Image(image.name.clone()),
+fn namespace(key: &str) -> Option<Namespace> {
+    Namespace::new(key.split_once('\0')?.0).ok()
+}
+
+/// An image as a root, and what it keeps.
+pub(crate) fn edges(ns: &Namespace, image: &Image) -> Vec<Edge> {
+    let own = [root(ns, image)];
+    own.into_iter().chain(kept(ns, image)).collect()
+}
+
+fn root(ns: &Namespace, image: &Image) -> Edge {
+    edge(
+        ns,
+        image,
+        Resource::Image(image.name.clone()),
+        "image".into(),
+    )
+}
+
+/// What an image keeps: its target, and what its labels name.
+fn kept(ns: &Namespace, image: &Image) -> Vec<Edge> {
+    let target = (
+        Resource::Content(image.target.digest.clone()),
+        "image".to_owned(),
+    );
+    let labelled = references::forward(&image.labels)
+        .map(|(label, resource)| (resource, format!("label {label}")));
+    let all = [target].into_iter().chain(labelled);
+    all.map(|(to, reason)| edge(ns, image, to, reason))
+        .collect()
+}
+
+fn edge(ns: &Namespace, image: &Image, to: Resource, reason: String) -> Edge {
+    let node = |resource| Node {
+        namespace: ns.clone(),
+        resource,
     };
-    let to = Node {
-        namespace,
-        resource: Resource::Content(image.target.digest.clone()),
-    };
-    Some(Edge {
-        from,
-        to,
-        reason: "image".into(),
+    Edge {
+        from: node(Resource::Image(image.name.clone())),
+        to: node(to),
+        reason,
         flat: false,
-    })
+    }
 }

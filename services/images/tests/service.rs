@@ -2,7 +2,7 @@
 
 use bus::testing::{Fake, LocalBus, LocalNode};
 use bus::{Bus, Ctx};
-use contracts::collect::{Begin, Resource, Roots};
+use contracts::collect::{Begin, References, Resource, Roots};
 use contracts::events::{Append, Events};
 use contracts::images::{Create, Delete, Get, Image, List, Put, Tag, Update};
 use contracts::{
@@ -186,19 +186,16 @@ async fn every_name_is_a_root_of_its_target() {
     bus.call_at(&images, &ctx(), Begin { generation: 3 })
         .await
         .unwrap();
-    let edges = bus
-        .call_at(
-            &images,
-            &ctx(),
-            Roots {
-                generation: 3,
-                token: String::new(),
-            },
-        )
-        .await
-        .unwrap();
-    assert_eq!(
-        edges.items[0].to.resource,
-        Resource::Content(target(1).digest)
-    );
+    let roots = Roots {
+        generation: 3,
+        token: String::new(),
+    };
+    let roots = bus.call_at(&images, &ctx(), roots).await.unwrap().items;
+    assert_eq!(roots[0].to.resource, Resource::Image(name("a:1")));
+    let references = References {
+        generation: 3,
+        nodes: vec![roots[0].to.clone()],
+    };
+    let kept = bus.call_at(&images, &ctx(), references).await.unwrap();
+    assert_eq!(kept[0].to.resource, Resource::Content(target(1).digest));
 }

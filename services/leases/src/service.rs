@@ -3,18 +3,15 @@
 use crate::store::Store;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Reply, Routes, on_disk};
-use contracts::collect::{Begin, Mark, References, Roots, Sweep, Tally};
+use contracts::collect::{Begin, Edge, Mark, Node, References, Resource, Roots, Sweep, Tally};
 use contracts::leases::{Add, Create, Delete, Get, List, Remove, Resources, Update};
-use contracts::{LeaseId, Namespace, Timestamp};
-use ledger::Generation;
-use std::collections::BTreeSet;
+use contracts::{Result, Timestamp};
+use ledger::Late;
 
 /// Answers `leases` and `collect`.
 pub(crate) struct LeasesService {
     store: Store,
-    generation: Generation,
-    /// Leases that hold more since the generation began.
-    touched: BTreeSet<(Namespace, LeaseId)>,
+    late: Late,
 }
 
 impl LeasesService {
@@ -22,8 +19,7 @@ impl LeasesService {
         ledger::deliver(store.ledger(), bus);
         Self {
             store,
-            generation: Generation::default(),
-            touched: BTreeSet::new(),
+            late: Late::default(),
         }
     }
 }
@@ -80,11 +76,14 @@ impl Handler<Call<List>> for LeasesService {
 impl Handler<Call<Update>> for LeasesService {
     type Result = Reply<Update>;
     fn handle(&mut self, call: Call<Update>, _: &mut Context<Self>) -> Self::Result {
-        let store = self.store.clone();
+        let (store, late) = (self.store.clone(), self.late.clone());
         Box::pin(async move {
-            store
-                .update(call.ctx.namespace()?, &call.ctx.operation, call.body)
-                .await
+            let (ctx, id) = (call.ctx, call.body.id.clone());
+            let namespace = ctx.namespace()?;
+            let lease = store.update(namespace, &ctx.operation, call.body).await?;
+            // It may end later than before, or hold what its resources refer to.
+            late.record(store.held(namespace, &id, Timestamp::now())?);
+            Ok(lease)
         })
     }
 }
@@ -104,15 +103,14 @@ impl Handler<Call<Delete>> for LeasesService {
 impl Handler<Call<Add>> for LeasesService {
     type Result = Reply<Add>;
     fn handle(&mut self, call: Call<Add>, _: &mut Context<Self>) -> Self::Result {
-        if let Some(namespace) = &call.ctx.namespace {
-            self.touched
-                .insert((namespace.clone(), call.body.id.clone()));
-        }
-        let store = self.store.clone();
+        let (store, late) = (self.store.clone(), self.late.clone());
         Box::pin(async move {
+            let edges = edges(&call)?;
             store
                 .add(call.ctx.namespace()?, &call.ctx.operation, call.body)
-                .await
+                .await?;
+            late.record(edges);
+            Ok(())
         })
     }
 }
@@ -140,8 +138,7 @@ impl Handler<Call<Resources>> for LeasesService {
 impl Handler<Call<Begin>> for LeasesService {
     type Result = Reply<Begin>;
     fn handle(&mut self, call: Call<Begin>, _: &mut Context<Self>) -> Self::Result {
-        self.generation.begin(call.body.generation);
-        self.touched.clear();
+        self.late.begin(call.body.generation);
         Box::pin(async { Ok(()) })
     }
 }
@@ -149,10 +146,7 @@ impl Handler<Call<Begin>> for LeasesService {
 impl Handler<Call<Roots>> for LeasesService {
     type Result = Reply<Roots>;
     fn handle(&mut self, call: Call<Roots>, _: &mut Context<Self>) -> Self::Result {
-        let (store, open) = (
-            self.store.clone(),
-            self.generation.check(call.body.generation),
-        );
+        let (store, open) = (self.store.clone(), self.late.check(call.body.generation));
         on_disk(move || open.and_then(|()| store.roots(&call.body.token, Timestamp::now())))
     }
 }
@@ -161,7 +155,7 @@ impl Handler<Call<References>> for LeasesService {
     type Result = Reply<References>;
     /// What a lease holds is among the roots already.
     fn handle(&mut self, call: Call<References>, _: &mut Context<Self>) -> Self::Result {
-        let open = self.generation.check(call.body.generation);
+        let open = self.late.check(call.body.generation);
         Box::pin(async move { open.map(|()| Vec::new()) })
     }
 }
@@ -170,7 +164,7 @@ impl Handler<Call<Mark>> for LeasesService {
     type Result = Reply<Mark>;
     /// A lease stays by itself until it is over: marks change nothing.
     fn handle(&mut self, call: Call<Mark>, _: &mut Context<Self>) -> Self::Result {
-        let open = self.generation.check(call.body.generation);
+        let open = self.late.check(call.body.generation);
         Box::pin(async move { open })
     }
 }
@@ -179,15 +173,12 @@ impl Handler<Call<Sweep>> for LeasesService {
     type Result = Reply<Sweep>;
     /// Removes what is over; leases that hold more meanwhile say what they keep.
     fn handle(&mut self, call: Call<Sweep>, _: &mut Context<Self>) -> Self::Result {
-        let (store, open) = (
-            self.store.clone(),
-            self.generation.check(call.body.generation),
-        );
-        let touched: Vec<_> = self.touched.iter().cloned().collect();
+        let (store, open) = (self.store.clone(), self.late.check(call.body.generation));
+        let late = self.late.clone();
         Box::pin(async move {
             open?;
             let mut swept = store.sweep(call.body.dry_run).await?;
-            swept.late = store.held(&touched, Timestamp::now())?;
+            swept.late = late.told(swept.done && !call.body.dry_run);
             Ok(swept)
         })
     }
@@ -199,6 +190,25 @@ impl Handler<Call<Tally>> for LeasesService {
         let store = self.store.clone();
         on_disk(move || store.tally(call.body.namespace.as_ref(), Timestamp::now()))
     }
+}
+
+/// What a lease is about to hold: with all that it refers to, for whether the lease is flat may change.
+fn edges(call: &Call<Add>) -> Result<Vec<Edge>> {
+    let node = |resource| -> Result<Node> {
+        Ok(Node {
+            namespace: call.ctx.namespace()?.clone(),
+            resource,
+        })
+    };
+    let edge = |resource: &Resource| -> Result<Edge> {
+        Ok(Edge {
+            from: node(Resource::Lease(call.body.id.clone()))?,
+            to: node(resource.clone())?,
+            reason: "lease".into(),
+            flat: false,
+        })
+    };
+    call.body.resources.iter().map(edge).collect()
 }
 
 #[cfg(test)]

@@ -226,18 +226,17 @@ impl Store {
 
     /// What unexpired leases hold, as edges from the lease.
     pub(crate) fn roots(&self, token: &str, now: Timestamp) -> Result<Edges> {
-        let after = token.replace('/', "\0");
-        let after = (!token.is_empty()).then_some(after);
+        let after = (!token.is_empty()).then_some(token);
         self.ledger.read(|snapshot| {
             let leases = all_leases(snapshot, now)?;
             let mut edges = Edges::default();
             let mut last = String::new();
-            snapshot.scan(&RESOURCES, "", after.as_deref(), |key, resource| {
+            snapshot.scan(&RESOURCES, "", after, |key, resource| {
                 if edges.items.len() == ROOTS {
-                    edges.next = last.replace('\0', "/");
+                    edges.next = std::mem::take(&mut last);
                     return false;
                 }
-                last = key.to_owned();
+                key.clone_into(&mut last);
                 edges.items.extend(edge(&leases, key, resource));
                 true
             })?;
@@ -245,58 +244,65 @@ impl Store {
         })
     }
 
-    /// What some leases hold, as edges.
-    pub(crate) fn held(&self, asked: &[(Namespace, LeaseId)], now: Timestamp) -> Result<Vec<Edge>> {
+    /// What one lease holds, as edges.
+    pub(crate) fn held(&self, ns: &Namespace, id: &LeaseId, now: Timestamp) -> Result<Vec<Edge>> {
         self.ledger.read(|snapshot| {
-            let leases = if asked.is_empty() {
-                BTreeMap::new()
-            } else {
-                all_leases(snapshot, now)?
+            let lease = key(ns, id);
+            let record = snapshot.get(&LEASES, &lease)?;
+            let Some(record) = record.filter(|record| !over(record, now)) else {
+                return Ok(Vec::new());
             };
+            let leases = BTreeMap::from([(lease.clone(), record.labels.contains_key(FLAT))]);
             let mut edges = Vec::new();
-            for (ns, id) in asked {
-                snapshot.scan(
-                    &RESOURCES,
-                    &format!("{}\0", key(ns, id)),
-                    None,
-                    |key, resource| {
-                        edges.extend(edge(&leases, key, resource));
-                        true
-                    },
-                )?;
-            }
+            snapshot.scan(&RESOURCES, &format!("{lease}\0"), None, |key, resource| {
+                edges.extend(edge(&leases, key, resource));
+                true
+            })?;
             Ok(edges)
         })
     }
 
-    /// Removes expired leases, or lists them.
+    /// Removes some expired leases, or lists all.
     pub(crate) async fn sweep(&self, dry_run: bool) -> Result<Swept> {
         let now = Timestamp::now();
+        let most = if dry_run { usize::MAX } else { SWEEP };
         let expired = self.ledger.read::<_, Error>(|snapshot| {
             let mut expired = Vec::new();
             snapshot.scan(&LEASES, "", None, |key, record| {
                 if over(&record, now) {
                     expired.push(key.to_owned());
                 }
-                expired.len() < SWEEP
+                expired.len() < most
             })?;
             Ok(expired)
         })?;
-        let removed = expired.iter().filter_map(|key| removal(key)).collect();
-        let done = dry_run || expired.len() < SWEEP;
-        if !dry_run && !expired.is_empty() {
-            self.ledger
-                .write::<_, Error, _>(None, move |tx| {
-                    Ok(expired.iter().try_for_each(|key| forget(tx, key))?)
-                })
-                .await?;
-        }
+        let done = expired.len() < most;
+        let expired = if dry_run || expired.is_empty() {
+            expired
+        } else {
+            self.forget_expired(expired).await?
+        };
         Ok(Swept {
-            removed,
-            late: Vec::new(),
+            removed: expired.iter().filter_map(|key| removal(key)).collect(),
             done,
-            next: String::new(),
+            ..Swept::default()
         })
+    }
+
+    /// Removes leases, but those that somebody has made anew meanwhile. Answers which went.
+    async fn forget_expired(&self, expired: Vec<String>) -> Result<Vec<String>> {
+        self.ledger
+            .write::<_, Error, _>(None, move |tx| {
+                let mut gone = Vec::new();
+                for key in &expired {
+                    if live(tx, key)?.is_none() {
+                        forget(tx, key)?;
+                        gone.push(key.clone());
+                    }
+                }
+                Ok(gone)
+            })
+            .await
     }
 
     pub(crate) fn tally(&self, only: Option<&Namespace>, now: Timestamp) -> Result<Vec<Count>> {
