@@ -226,7 +226,10 @@ impl Store {
             tx.put(&BLOBS, &text, &record)?;
             Ok(record.blob(key.digest.clone()))
         };
-        self.inner.ledger.write(Some(operation), update).await
+        let updated = self.inner.ledger.write(Some(operation), update).await;
+        // A generation that began meanwhile has forgotten the stamp.
+        self.inner.collection.create(&Key::new(namespace, digest));
+        updated
     }
 
     pub(crate) async fn delete(
@@ -307,7 +310,9 @@ impl Store {
         size: u64,
         labels: Labels,
     ) -> Result<Blob, Trouble> {
+        // Before, for the sweep; and after, for a generation that begins meanwhile.
         self.inner.collection.create(&key);
+        let stamped = key.clone();
         let add = move |tx: &mut Tx<'_>| {
             let known: Option<Record> = tx.get(&BLOBS, &key.text())?;
             let fresh = known.is_none();
@@ -335,7 +340,9 @@ impl Store {
             }
             Ok(record.blob(key.digest.clone()))
         };
-        self.inner.ledger.write(operation, add).await
+        let added = self.inner.ledger.write(operation, add).await;
+        self.inner.collection.create(&stamped);
+        added
     }
 
     /// Starts or resumes an ingest. Blocks.

@@ -187,22 +187,22 @@ impl Store {
         let step = self
             .ledger
             .write(Some(op), move |tx| {
-                stamps.check(generation)?;
                 let mut step = Step {
                     generation,
                     removed: Vec::new(),
                     numbers: Vec::new(),
                     done: from + some.len(),
                 };
-                for place in &some {
-                    let kept = stamps.is_marked(place) || stamps.is_fresh(place);
-                    if let Some((ns, key)) = named(place).filter(|_| !kept) {
+                for place in stamps.doom(generation, &some)? {
+                    if let Some((ns, key)) = named(&place) {
                         remove(tx, &ns, key, snapshotter, &mut step)?;
                     }
                 }
                 Ok::<_, crate::error::Error>(step)
             })
-            .await?;
+            .await;
+        self.stamps.removed();
+        let step = step?;
         step.numbers
             .iter()
             .for_each(|&number| self.folders.discard(number));

@@ -147,7 +147,7 @@ impl Store {
 
     /// Answers the mounts of an active or view snapshot. Blocks.
     pub(crate) fn mounts(&self, ns: &Namespace, key: &SnapshotKey) -> Result<Vec<Mount>> {
-        self.stamps.touch(&place(ns, key));
+        self.touch(ns, key)?;
         let shape = self.ledger.read(|look| {
             let record = found(look, ns, key)?;
             if record.kind == SnapshotKind::Committed {
@@ -240,7 +240,7 @@ impl Store {
 
     /// Looks up one snapshot. Blocks.
     pub(crate) fn stat(&self, ns: &Namespace, key: &SnapshotKey) -> Result<Info> {
-        self.stamps.touch(&place(ns, key));
+        self.touch(ns, key)?;
         let record = self.ledger.read(|look| found(look, ns, key))?;
         self.touch_references(ns, &record.labels);
         Ok(record.info(key.clone()))
@@ -328,9 +328,18 @@ impl Store {
             .hold(own.chain(self.own_references(ns, labels)).collect())
     }
 
+    /// Keeps a snapshot that is about to be used from collection. Errors: `Missing` when one removes it already.
+    fn touch(&self, ns: &Namespace, key: &SnapshotKey) -> Result<()> {
+        let spared = self.stamps.touch(&place(ns, key));
+        spared
+            .then_some(())
+            .ok_or_else(|| Error::Missing(key.clone()))
+    }
+
     fn touch_references(&self, ns: &Namespace, labels: &Labels) {
-        self.own_references(ns, labels)
-            .for_each(|place| self.stamps.touch(&place));
+        self.own_references(ns, labels).for_each(|place| {
+            self.stamps.touch(&place);
+        });
     }
 
     /// Rows of this driver that labels refer to.
