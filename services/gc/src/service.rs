@@ -2,12 +2,12 @@
 
 use crate::collector::Collector;
 use crate::config::Config;
-use actix::{Actor, AsyncContext, Context, Handler};
+use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Reply, Routes};
 use contracts::gc::{Collect, Collected, Last, Plan, Why};
 use contracts::{Code, Error, Result, Timestamp};
-use std::{cell::RefCell, rc::Rc, time::Duration};
-use tokio::sync::Mutex;
+use std::{cell::Cell, cell::RefCell, rc::Rc, time::Duration};
+use tokio::{sync::Mutex, task::JoinHandle};
 
 /// How often a collection begins again because an owner restarted.
 const TRIES: u32 = 3;
@@ -19,7 +19,7 @@ const REST: u32 = 50;
 /// Answers `gc`.
 pub(crate) struct GcService {
     hands: Hands,
-    interval: Duration,
+    clock: Option<JoinHandle<()>>,
 }
 
 /// What a collection needs. Clones share it.
@@ -29,6 +29,7 @@ struct Hands {
     /// Held by the collection under way.
     turn: Rc<Mutex<()>>,
     last: Rc<RefCell<Option<Collected>>>,
+    generation: Rc<Cell<u64>>,
 }
 
 impl GcService {
@@ -37,23 +38,24 @@ impl GcService {
             bus,
             turn: Rc::default(),
             last: Rc::default(),
+            generation: Rc::default(),
         };
-        Self {
-            hands,
-            interval: Duration::from_secs(config.interval),
-        }
+        let interval = Duration::from_secs(config.interval);
+        // A task and not one of the actor's own, which would keep the actor alive after its last caller.
+        let clock = (!interval.is_zero())
+            .then(|| tokio::task::spawn_local(hands.clone().by_the_clock(interval)));
+        Self { hands, clock }
+    }
+}
+
+impl Drop for GcService {
+    fn drop(&mut self) {
+        self.clock.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl Actor for GcService {
     type Context = Context<Self>;
-
-    fn started(&mut self, context: &mut Context<Self>) {
-        if !self.interval.is_zero() {
-            let clock = self.hands.clone().by_the_clock(self.interval);
-            context.spawn(actix::fut::wrap_future(clock));
-        }
-    }
 }
 
 /// Which messages are answered.
@@ -78,52 +80,58 @@ impl Hands {
         }
     }
 
-    async fn collect(&self, ctx: &Ctx) -> Result<Collected> {
+    /// Marks, and does `then` with what is marked; all of it again when an owner restarted and forgot the generation.
+    async fn marked<T>(
+        &self,
+        ctx: &Ctx,
+        then: impl AsyncFn(&mut Collector<'_>) -> Result<T>,
+    ) -> Result<T> {
         let _turn = self.turn.lock().await;
         let mut tries = 0;
         loop {
             let ctx = ctx.step(&format!("try {tries}"));
-            let mut collector = Collector::new(&self.bus, &ctx, generation());
+            let mut collector = Collector::new(&self.bus, &ctx, self.next());
             let result = match collector.mark().await {
-                Ok(()) => collector.sweep(false).await,
+                Ok(()) => then(&mut collector).await,
                 Err(error) => Err(error),
             };
             match result {
-                Ok(collected) => {
-                    self.last.replace(Some(collected.clone()));
-                    return Ok(collected);
-                }
-                // An owner restarted and forgot the generation.
                 Err(error) if error.is(Code::FailedPrecondition) && tries < TRIES => tries += 1,
-                Err(error) => return Err(error.context("collection")),
+                result => return result,
             }
         }
     }
 
+    async fn collect(&self, ctx: &Ctx) -> Result<Collected> {
+        let swept = self.marked(ctx, async |collector| collector.sweep(false).await);
+        let collected = swept.await.map_err(|error| error.context("collection"))?;
+        self.last.replace(Some(collected.clone()));
+        Ok(collected)
+    }
+
     async fn plan(&self, ctx: &Ctx) -> Result<Collected> {
-        let _turn = self.turn.lock().await;
-        let mut collector = Collector::new(&self.bus, ctx, generation());
-        collector.mark().await?;
-        collector.sweep(true).await
+        self.marked(ctx, async |collector| collector.sweep(true).await)
+            .await
     }
 
     async fn why(&self, ctx: &Ctx, why: Why) -> Result<Vec<contracts::collect::Edge>> {
-        let _turn = self.turn.lock().await;
-        let mut collector = Collector::new(&self.bus, ctx, generation());
-        collector.mark().await?;
-        match collector.marks.why(&why.node) {
-            chain if chain.is_empty() => Err(Error::not_found(format!(
+        let chain = self.marked(ctx, async |collector| Ok(collector.marks.why(&why.node)));
+        let chain = chain.await?;
+        if chain.is_empty() {
+            return Err(Error::not_found(format!(
                 "{:?}: nothing keeps it, or it is not there",
                 why.node.resource
-            ))),
-            chain => Ok(chain),
+            )));
         }
+        Ok(chain)
     }
-}
 
-/// Larger than any before, also after a restart: the clock in microseconds.
-fn generation() -> u64 {
-    Timestamp::now().0.unsigned_abs() / 1000
+    /// Larger than any before, also after a restart: the clock in microseconds, unless that went back.
+    fn next(&self) -> u64 {
+        let clock = Timestamp::now().0.unsigned_abs() / 1000;
+        self.generation.set(clock.max(self.generation.get() + 1));
+        self.generation.get()
+    }
 }
 
 impl Handler<Call<Collect>> for GcService {
