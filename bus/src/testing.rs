@@ -209,6 +209,15 @@ impl LocalNode {
         let Some(running) = self.plugins.remove(&id) else {
             return Err(Error::not_found(format!("plugin {id}: not on this bus")));
         };
+        // What it still asks of others dies with it, and so do its sockets.
+        for link in running
+            .bus
+            .all_peers()
+            .filter_map(|peer| running.bus.link(peer))
+        {
+            link.detach();
+            link.stands(State::Stopped, "was replaced".into(), Vec::new());
+        }
         self.let_go(&id).await?;
         self.add(running.registration, running.config)?;
         callers
