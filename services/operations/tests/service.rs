@@ -212,7 +212,7 @@ async fn operations_are_listed_newest_first_by_state_and_namespace() {
     };
     assert_eq!(
         ids(bus.call(&ctx(), List { paging: failed }).await.unwrap()),
-        [bad.id.clone()]
+        std::slice::from_ref(&bad.id)
     );
     let one = Paging {
         limit: 1,
