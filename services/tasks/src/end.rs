@@ -46,8 +46,8 @@ impl Engine {
         let record = blocking(move || store.get(&wanted)).await?;
         let answers = self.stop(ctx, &live, &record, request.force).await?;
         live.leaving.set(true);
-        let deleted = self.delete_task(ctx, &live, &record, answers).await;
-        live.leaving.set(deleted.is_err());
+        let deleted = self.delete_task(ctx, &live, answers).await;
+        live.leaving.set(deleted.is_ok() || live.retired.get());
         deleted
     }
 
@@ -55,24 +55,17 @@ impl Engine {
         self: &Rc<Self>,
         ctx: &Ctx,
         live: &Rc<Live>,
-        record: &Record,
         answers: bool,
     ) -> Result<Exit> {
-        let asked = match answers {
-            true => self.delete_in_shim(live).await,
-            false => Err(ShimError::Silent(QUICK)),
-        };
-        let exit = match asked {
-            Ok(exit) => exit,
-            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
-                record.process.exit.clone().unwrap_or_else(unseen)
-            }
-            Err(error @ ShimError::Refused { .. }) => return Err(about(&live.name, error)),
-            Err(ShimError::Silent(_) | ShimError::Gone(_)) => {
-                let seen = self.clear(live).await.unwrap_or_else(|_| unseen());
-                record.process.exit.clone().unwrap_or(seen)
-            }
-        };
+        if live.retired.get() {
+            let exit = self
+                .store
+                .deleted(&live.name, &ctx.operation, unseen())
+                .await?;
+            self.remove(&live.name);
+            return Ok(exit);
+        }
+        let exit = self.end_container(live, answers).await?;
         // What is still there of the shim when tasks dies now has no row any more, and goes when tasks starts.
         let (_, _, deleted) = tokio::join!(
             self.shut_down(live),
@@ -87,6 +80,22 @@ impl Engine {
         self.bury(live);
         self.sweep_cgroups_of(&live.name.namespace);
         Ok(exit)
+    }
+
+    /// Has the container removed, by its shim or in its stead; answers how it ended, as far as that can be seen now.
+    pub(crate) async fn end_container(&self, live: &Live, answers: bool) -> Result<Exit> {
+        let asked = match answers {
+            true => self.delete_in_shim(live).await,
+            false => Err(ShimError::Silent(QUICK)),
+        };
+        match asked {
+            Ok(exit) => Ok(exit),
+            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => Ok(unseen()),
+            Err(error @ ShimError::Refused { .. }) => Err(about(&live.name, error)),
+            Err(ShimError::Silent(_) | ShimError::Gone(_)) => {
+                Ok(self.clear(live).await.unwrap_or_else(|_| unseen()))
+            }
+        }
     }
 
     async fn delete_in_shim(&self, live: &Live) -> Result<Exit, ShimError> {
@@ -131,7 +140,7 @@ impl Engine {
                 exited_at: crate::watch::moment(answer.exited_at.as_ref()),
             },
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => unseen(),
-            Err(ShimError::Gone(_)) if !record.process.alive() => unseen(),
+            Err(ShimError::Gone(_)) if live.retired.get() || !record.process.alive() => unseen(),
             Err(error) => return Err(Error::from(error).context(what())),
         };
         let exit = self
@@ -206,7 +215,7 @@ impl Engine {
         });
     }
 
-    async fn shut_down(&self, live: &Live) {
+    pub(crate) async fn shut_down(&self, live: &Live) {
         let request = api::ShutdownRequest {
             id: live.name.id.to_string(),
             ..Default::default()

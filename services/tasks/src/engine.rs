@@ -44,6 +44,9 @@ impl Drop for Engine {
     /// Leaves nothing on the host but what belongs to tasks. A shim that lives on finds the socket again later.
     fn drop(&mut self) {
         self.errands.get_mut().iter().for_each(AbortHandle::abort);
+        let live = self.live.get_mut().values();
+        let ended: Vec<_> = live.filter(|live| live.ended()).cloned().collect();
+        self.retire_last(&ended);
         for namespace in self.unswept.take() {
             if !self.is_used(&namespace) {
                 crate::cgroup::remove_empty(&format!("/gantry/{namespace}"));
@@ -70,7 +73,14 @@ impl Engine {
 
     /// Has `errand` stop with the engine.
     pub(crate) fn keep(&self, errand: JoinHandle<()>) {
-        self.errands.borrow_mut().push(errand.abort_handle());
+        let mut errands = self.errands.borrow_mut();
+        errands.retain(|errand| !errand.is_finished());
+        errands.push(errand.abort_handle());
+    }
+
+    /// Lets go of all errands, which would keep the engine alive until they are done.
+    pub(crate) fn let_go(&self) {
+        self.errands.take().iter().for_each(AbortHandle::abort);
     }
 
     pub(crate) fn find(&self, name: &Name) -> Option<Rc<Live>> {
@@ -106,12 +116,12 @@ impl Engine {
         self.live.borrow_mut().remove(name);
     }
 
-    /// Whether any task of the namespace is here, or being made.
+    /// Whether any task of the namespace has a shim, or is being made.
     pub(crate) fn is_used(&self, namespace: &Namespace) -> bool {
         self.live
             .borrow()
-            .keys()
-            .any(|name| name.namespace == *namespace)
+            .values()
+            .any(|live| live.name.namespace == *namespace && !live.retired.get())
     }
 
     /// Answers from the record; a living task whose shim was not known to be stuck is asked first.

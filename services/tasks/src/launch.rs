@@ -85,6 +85,15 @@ impl Launch {
         })
     }
 
+    /// As [`Launch::delete`], for who cannot wait otherwise. Blocks.
+    pub(crate) fn delete_blocking(&self) -> std::io::Result<()> {
+        self.command("delete")
+            .as_std_mut()
+            .stdin(Stdio::null())
+            .output()
+            .map(drop)
+    }
+
     async fn run(&self, action: &str, input: &[u8], bound: Duration) -> Result<Output> {
         let program = &self.program.path;
         let failed = |why: String| Error::precondition(format!("shim {program}: {why}"));

@@ -11,7 +11,7 @@
 //! | `engine.rs`, `live.rs` | who is alive, what is remembered of a shim, look-ups |
 //! | `make.rs`, `run.rs`, `exec.rs`, `end.rs` | what callers ask for: create; start, signals, limits; added processes; delete |
 //! | `watch.rs`, `events.rs`, `recover.rs` | how ends become known: an open `Wait`, forwarded events, a look after a restart |
-//! | `lost.rs` | what is done about shims that died, are stuck, or have ended |
+//! | `lost.rs`, `retire.rs` | what is done about shims that died, are stuck, or whose task has ended |
 //! | `launch.rs`, `shim.rs`, `runtime.rs` | a shim's program, its connection, which one it is |
 //! | `bundle.rs`, `stdio.rs`, `pump.rs`, `layout.rs`, `cgroup.rs` | folders, fifos, cgroups |
 //! | `logs/` | log files and their readers |
@@ -55,6 +55,7 @@ mod passwd;
 mod pump;
 mod record;
 mod recover;
+mod retire;
 mod run;
 mod runtime;
 mod service;

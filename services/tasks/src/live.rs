@@ -23,6 +23,8 @@ pub(crate) struct Live {
     pub(crate) init: Rc<Tracked>,
     /// Its shim is being ended on purpose.
     pub(crate) leaving: Cell<bool>,
+    /// It has ended and its shim is gone, on purpose.
+    pub(crate) retired: Cell<bool>,
     execs: RefCell<HashMap<ExecId, Rc<Tracked>>>,
     listening: RefCell<Option<Listening>>,
     shim: RefCell<Option<Shim>>,
@@ -109,6 +111,7 @@ impl Live {
             turn: Mutex::default(),
             init: Rc::new(Tracked::ended(exit)),
             leaving: Cell::new(false),
+            retired: Cell::new(false),
             execs: RefCell::default(),
             listening: RefCell::new(listening),
             shim: RefCell::default(),
@@ -142,6 +145,12 @@ impl Live {
         std::iter::once(self.init.clone())
             .chain(execs.values().cloned())
             .collect()
+    }
+
+    /// Whether all its processes have ended and its shim is still to be retired.
+    pub(crate) fn ended(&self) -> bool {
+        let over = |process: &Rc<Tracked>| process.exit.borrow().is_some();
+        !self.retired.get() && self.all().iter().all(over)
     }
 
     /// Has `errand` stop with this record.

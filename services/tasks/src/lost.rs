@@ -42,6 +42,7 @@ impl Engine {
             .iter()
             .for_each(|process| process.tell(seen.clone()));
         live.leaving.set(false);
+        self.retire(live);
     }
 
     /// Ends a shim, stuck or not, with everything that runs in it, and removes what it made but the bundle.
@@ -173,7 +174,7 @@ async fn gone(live: &Live) {
 }
 
 /// Kills a stock shim that does not end by itself: the process that runs its program for this very task.
-fn kill_server(launch: &Launch) {
+pub(crate) fn kill_server(launch: &Launch) {
     let ours = |pid: i32| {
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();

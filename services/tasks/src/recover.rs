@@ -5,6 +5,7 @@
 //! | half-made task | undone, as if it had not been asked for; the call comes again |
 //! | shim answers | what was missed is recorded and told, then watched on |
 //! | shim does not answer | `unknown`, and asked again until it does |
+//! | task has ended, bundle is there | its shim is retired |
 //! | shim is gone | what it left is cleared, the end is recorded |
 //! | bundle without a record | cleared |
 
@@ -108,6 +109,7 @@ impl Engine {
                 for exec in live.all().iter().skip(1) {
                     exec.tell(crate::end::unseen());
                 }
+                self.finish(live).await;
                 return false;
             }
             Phase::Created | Phase::Running | Phase::Paused => {}
@@ -140,6 +142,17 @@ impl Engine {
                 true
             }
         }
+    }
+
+    /// Retires the shim of a task that had ended before, unless that was done.
+    async fn finish(self: &Rc<Self>, live: &Rc<Live>) {
+        let bundle = live.launch.bundle.clone();
+        if blocking(move || Ok::<_, Error>(bundle.exists())).await == Ok(false) {
+            live.leaving.set(true);
+            live.retired.set(true);
+            return;
+        }
+        self.retire_now(live).await;
     }
 
     /// Watches all processes on, and pumps their streams where the shim does not.
@@ -348,6 +361,37 @@ mod tests {
         let store = Store::open(root, 1 << 20).unwrap();
         store.intend(&name, record).await.unwrap();
         launch.start(None).await.unwrap();
+    }
+
+    /// The same with an end on record: then this process "dies" before the shim is retired.
+    async fn half_retired(root: &Path, state: &Path, namespace: &Namespace) {
+        half_made(root, state, namespace).await;
+        let id = support::container_id("half");
+        let name = Name {
+            namespace: namespace.clone(),
+            id,
+        };
+        let socket = Layout::new(root, state).socket(&name, Timestamp(5));
+        let store = Store::open(root, 1 << 20).unwrap();
+        let stands = (7, format!("unix://{}", socket.display()), 3);
+        let operation = Ctx::new(None).operation;
+        store.created(&name, &operation, stands).await.unwrap();
+        let exit = contracts::tasks::Exit {
+            exit_code: 3,
+            exited_at: Timestamp(6),
+        };
+        let ended = vec![Input::Started { pid: 7 }, Input::Exited(exit)];
+        store.change(&name, None, ended).await.unwrap();
+    }
+
+    #[actix_rt::test]
+    async fn a_half_retired_shim_is_retired_and_the_task_keeps_its_end() {
+        let home = Home::start_after(half_retired).await;
+        home.gone().await;
+        assert_eq!(home.get("half").await.unwrap().exit_code, Some(3));
+        assert_eq!(home.delete("half", false).await.unwrap().exit_code, 3);
+        home.until_told("half", &["create", "start", "exit", "delete"])
+            .await;
     }
 
     #[actix_rt::test]

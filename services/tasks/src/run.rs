@@ -78,6 +78,7 @@ impl Engine {
         drop(turn);
         if let Some(exit) = exit {
             tracked.tell(exit);
+            self.retire(&live);
         }
         Ok(task)
     }
@@ -111,6 +112,7 @@ impl Engine {
                 if let Some(exit) = early {
                     self.ended(live, exec, tracked, exit).await;
                 }
+                self.retire(live);
                 Err(Error::from(error).context(what(&live.name, exec)))
             }
         }
@@ -195,7 +197,7 @@ impl Engine {
             .await
         {
             Ok(answer) => Ok(answer.processes.iter().map(|process| process.pid).collect()),
-            Err(ShimError::Gone(_)) if live.init.exit().borrow().is_some() => Ok(Vec::new()),
+            Err(_) if live.init.exit().borrow().is_some() => Ok(Vec::new()),
             Err(error) => Err(about(&live.name, error)),
         }
     }
@@ -203,6 +205,7 @@ impl Engine {
     /// Measures a container.
     pub(crate) async fn metrics(&self, ctx: &Ctx, id: &ContainerId) -> Result<Measured> {
         let live = self.live(&name(ctx, id)?)?;
+        self.attended(&live)?;
         let request = api::StatsRequest {
             id: id.to_string(),
             ..Default::default()
@@ -248,6 +251,7 @@ impl Engine {
                 what(&name, exec)
             )));
         }
+        self.attended(&live)?;
         let path = crate::bundle::fifo_path(&live.launch.bundle, "stdin", exec);
         let end = blocking(move || crate::stdio::writer(&path, false)).await;
         end.map_err(|error| error.context(what(&name, exec)))
@@ -258,6 +262,9 @@ impl Engine {
         let name = name(ctx, &request.id)?;
         let exec = request.exec.as_ref();
         let (live, tracked) = self.tracked(&name, exec)?;
+        if live.retired.get() {
+            return Ok(());
+        }
         let message = api::CloseIORequest {
             id: request.id.to_string(),
             exec_id: exec_id(exec),
@@ -274,6 +281,7 @@ impl Engine {
     /// Changes limits.
     pub(crate) async fn update(&self, ctx: &Ctx, request: Update) -> Result<()> {
         let live = self.live(&name(ctx, &request.id)?)?;
+        self.attended(&live)?;
         let checked = match request.resources.trim_start().starts_with('{') {
             true => serde_json::from_str::<oci_spec::runtime::LinuxResources>(&request.resources)
                 .map(drop)
@@ -324,6 +332,7 @@ impl Engine {
         request: &Q,
         bound: Duration,
     ) -> Result<()> {
+        self.attended(live)?;
         let done: Result<api::Empty, ShimError> = live.call(method, request, bound).await;
         done.map(drop)
             .map_err(|error| Error::from(error).context(what(&live.name, exec)))

@@ -26,6 +26,13 @@ impl TasksService {
     }
 }
 
+/// A successor in the same process needs the records' file.
+impl Drop for TasksService {
+    fn drop(&mut self) {
+        self.engine.let_go();
+    }
+}
+
 impl Actor for TasksService {
     type Context = Context<Self>;
 }

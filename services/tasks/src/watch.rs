@@ -62,6 +62,7 @@ impl Engine {
             tokio::time::sleep(FULL).await;
         }
         tracked.tell(exit);
+        self.retire(live);
     }
 
     async fn record_exit(

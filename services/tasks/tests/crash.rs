@@ -4,7 +4,7 @@ mod support;
 
 use bus::Ctx;
 use contracts::Code;
-use contracts::tasks::{Delete, Get, List, Start, Status, Wait};
+use contracts::tasks::{Delete, Execs, Get, List, Metrics, Pids, Start, Status, Wait};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 use support::*;
@@ -259,4 +259,72 @@ async fn a_bundle_that_no_record_knows_is_cleared() {
     tokio::time::timeout(BOUND, made).await.unwrap();
     home.delete("box", true).await.unwrap();
     home.gone().await;
+}
+
+#[actix_rt::test]
+async fn a_task_that_ended_keeps_its_record_and_logs_and_nothing_else() {
+    let mut home = Home::start();
+    home.run(
+        "box",
+        &["sh", "-c", "read x < /dev/null; echo words; sleep 1000"],
+    )
+    .await;
+    assert_eq!(home.execute("box", "e", &["echo", "hi"]).await.1, "hi\n");
+    let idle = home.exec("box", "idle", process(&["true"]), Default::default());
+    idle.await.unwrap();
+    home.until_out("box", "words\n").await;
+    home.kill("box", 9).await.unwrap();
+    assert_eq!(home.wait("box").await.unwrap().exit_code, 137);
+    home.gone().await;
+    for _ in 0..2 {
+        let task = home.get("box").await.unwrap();
+        assert_eq!((task.status, task.exit_code), (Status::Stopped, Some(137)));
+        assert_eq!(home.out("box").await, "words\n");
+        let id = container_id("box");
+        let execs = home.call(Execs { id: id.clone() }).await.unwrap();
+        assert!(execs.iter().all(|exec| exec.status == Status::Stopped));
+        assert_eq!(execs.len(), 2);
+        assert!(home.call(Pids { id: id.clone() }).await.unwrap().is_empty());
+        let late = home.exec("box", "late", process(&["true"]), Default::default());
+        assert!(late.await.unwrap_err().is(Code::FailedPrecondition));
+        let measured = home.call(Metrics { id }).await.unwrap_err();
+        assert!(measured.is(Code::FailedPrecondition), "{measured:?}");
+        home.node.restart("tasks/local").await.unwrap();
+    }
+    let exec = Delete {
+        id: container_id("box"),
+        exec: Some(exec_id("e")),
+        force: false,
+    };
+    assert_eq!(home.call(exec).await.unwrap().exit_code, 0);
+    assert!(!home.told("box").contains(&"delete".to_owned()));
+    assert_eq!(home.delete("box", false).await.unwrap().exit_code, 137);
+    let told = home.told("box");
+    assert_eq!(told.iter().filter(|topic| *topic == "exit").count(), 1);
+    assert_eq!(told.last().map(String::as_str), Some("delete"));
+    home.run("box", &["true"]).await;
+    home.delete("box", true).await.unwrap();
+    home.gone().await;
+}
+
+#[actix_rt::test]
+async fn a_task_that_ended_just_before_tasks_stops_leaves_nothing() {
+    for runtime in ["", "io.containerd.runc.v2"] {
+        let stock = std::path::Path::new("/usr/bin/containerd-shim-runc-v2");
+        if !runtime.is_empty() && !stock.exists() {
+            continue;
+        }
+        let mut home = Home::start();
+        home.container_with("box", &["sh", "-c", "exit 5"], runtime, |_| {});
+        home.create("box").await.unwrap();
+        home.go("box").await.unwrap();
+        assert_eq!(home.wait("box").await.unwrap().exit_code, 5);
+        home.node.restart("tasks/local").await.unwrap();
+        home.gone().await;
+        assert_eq!(home.get("box").await.unwrap().exit_code, Some(5));
+        assert_eq!(home.delete("box", false).await.unwrap().exit_code, 5);
+        home.until_told("box", &["create", "start", "exit", "delete"])
+            .await;
+        home.gone().await;
+    }
 }
