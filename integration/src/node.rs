@@ -315,6 +315,15 @@ impl Node {
     ///
     /// Errors: it does not end, or left a process, mount, socket or cgroup; all of them are in the message.
     pub async fn stop_clean(mut self) -> Outcome {
+        self.terminate_clean().await?;
+        self.stopped = true;
+        Ok(())
+    }
+
+    /// Ends and looks as [`Node::stop_clean`] does, and leaves the folders for [`Node::restart`].
+    ///
+    /// Errors: as [`Node::stop_clean`].
+    pub async fn terminate_clean(&mut self) -> Outcome {
         self.terminate().await?;
         let gone = until("nothing is left", GONE, async || {
             self.leaks.left().is_empty().then_some(())
@@ -323,8 +332,7 @@ impl Node {
             Ok(()) => Vec::new(),
             Err(_) => self.leaks.left(),
         };
-        self.stopped = left.is_empty();
-        if self.stopped {
+        if left.is_empty() {
             Ok(())
         } else {
             Err(format!("left behind:\n{}", left.join("\n")).into())

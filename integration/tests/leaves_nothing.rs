@@ -57,6 +57,26 @@ async fn a_running_container_goes_on_and_is_found_again() -> Outcome {
 }
 
 #[actix_rt::test]
+async fn a_container_that_ended_leaves_only_its_record_and_logs() -> Outcome {
+    for runtime in ["", "runc", "io.containerd.runc.v2"] {
+        let (_registry, mut node, name) = with_image().await?;
+        let args = ["sh", "-c", "echo words; exit 7"];
+        let options = json!({"id": "one", "image": name, "runtime": runtime, "args": args});
+        node.run_with(options).await?;
+        assert_eq!(node.exit_code("one").await?, 7);
+        node.terminate_clean().await?;
+        node.restart().await?;
+        let task = node.task("one").await?;
+        assert_eq!(task["status"], "stopped", "{task}");
+        assert_eq!(task["exit_code"], 7, "{task}");
+        assert_eq!(node.logs("one").await?, "words\n");
+        node.remove("one").await?;
+        node.stop_clean().await?;
+    }
+    Ok(())
+}
+
+#[actix_rt::test]
 async fn a_second_node_in_the_same_folders_is_refused_and_harms_nothing() -> Outcome {
     let (_registry, node, name) = with_image().await?;
     let mut command = std::process::Command::new(integration::node::binary()?);
