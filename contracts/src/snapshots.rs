@@ -113,7 +113,8 @@ pub struct Mounts {
 
 /// Turns the active snapshot `key` into the committed snapshot `name`; the key is then free.
 ///
-/// Its record and directory are on disk when this returns; so are its files when whoever wrote them brought them there
+/// Commits that one caller sends without a lease take effect in the order in which they were sent, so it may name the one
+/// before as `parent` without waiting for its answer. Its record and directory are on disk when this returns; so are its files when whoever wrote them brought them there
 /// before, see `diff.sync`. Errors: `AlreadyExists` for the name; `NotFound` for key or parent;
 /// `FailedPrecondition` when `key` is not active; `InvalidArgument` for `parent` when the driver cannot rebase or the
 /// snapshot has another parent already.

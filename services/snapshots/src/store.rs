@@ -16,8 +16,10 @@ use filter::{Fields, Filters};
 use ledger::{Ledger, LedgerConfig, Tx};
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 /// All snapshots of one driver.
 pub(crate) struct Store {
@@ -27,6 +29,8 @@ pub(crate) struct Store {
     pub(crate) stamps: Stamps,
     /// What the open generation will remove; see `collection.rs`.
     pub(crate) plan: Mutex<Option<crate::collection::Plan>>,
+    /// Commits enter the ledger in the order in which they came.
+    commits: tokio::sync::Mutex<()>,
 }
 
 /// A snapshot that somebody wants.
@@ -61,6 +65,7 @@ impl Store {
             driver,
             stamps: Stamps::default(),
             plan: Mutex::default(),
+            commits: tokio::sync::Mutex::default(),
         })
     }
 
@@ -189,22 +194,31 @@ impl Store {
             commit.parent.as_ref(),
         ];
         let _held = self.hold(&ns, named.into_iter().flatten(), &commit.labels);
-        self.sync(ns.clone(), commit.key.clone()).await?;
+        // Directories are synced side by side; the records follow in order, for each may name the one before as parent.
+        let synced = self.sync(ns.clone(), commit.key.clone());
+        let (turn, synced) = tokio::join!(self.commits.lock(), synced);
+        synced?;
         let (snapshotter, rebases) = (self.driver.name(), self.driver.rebase());
-        self.ledger
-            .write(Some(op), move |tx| {
-                let before = found(tx, &ns, &commit.key)?;
-                let after = committed(tx, &ns, &commit, &before, rebases)?;
-                record::forget(tx, &ns, &commit.key, &before)?;
-                record::add(tx, &ns, &commit.name, &after)?;
-                let event = Committed {
-                    key: commit.key.clone(),
-                    name: commit.name.clone(),
-                    snapshotter: snapshotter.into(),
-                };
-                Ok(tx.emit(Some(&ns), "/snapshot/commit", &event)?)
-            })
-            .await
+        let write = self.ledger.write(Some(op), move |tx| {
+            let before = found(tx, &ns, &commit.key)?;
+            let after = committed(tx, &ns, &commit, &before, rebases)?;
+            record::forget(tx, &ns, &commit.key, &before)?;
+            record::add(tx, &ns, &commit.name, &after)?;
+            let event = Committed {
+                key: commit.key.clone(),
+                name: commit.name.clone(),
+                snapshotter: snapshotter.into(),
+            };
+            Ok(tx.emit(Some(&ns), "/snapshot/commit", &event)?)
+        });
+        let mut write = std::pin::pin!(write);
+        // Once looked at it is queued, and the next may follow.
+        let looked = poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await;
+        drop(turn);
+        match looked {
+            Poll::Ready(done) => done,
+            Poll::Pending => write.await,
+        }
     }
 
     /// Brings the directory itself to disk; the files in it are the business of who wrote them.

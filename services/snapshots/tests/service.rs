@@ -271,6 +271,35 @@ async fn a_directory_that_a_power_cut_took_is_made_again() {
 }
 
 #[actix_rt::test]
+async fn commits_take_effect_in_the_order_in_which_they_were_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, _) = start(dir.path(), snapshots::overlayfs());
+    let bus = node.bus();
+    let layer = |i: u32| format!("layer{i}");
+    for i in 0..40 {
+        prepare(&bus, &ctx(), &format!("extract{i}"), None)
+            .await
+            .unwrap();
+    }
+    let commits = (0..40).map(|i| {
+        let commit = Commit {
+            name: key(&layer(i)),
+            key: key(&format!("extract{i}")),
+            parent: i.checked_sub(1).map(|below| key(&layer(below))),
+            labels: contracts::Labels::new(),
+        };
+        let bus = bus.clone();
+        async move { bus.call(&ctx(), commit).await }
+    });
+    futures_util::future::try_join_all(commits).await.unwrap();
+    let top = Stat {
+        key: key(&layer(39)),
+    };
+    let top = bus.call(&ctx(), top).await.unwrap();
+    assert_eq!(top.parent, Some(key(&layer(38))));
+}
+
+#[actix_rt::test]
 async fn many_prepares_at_once_get_directories_of_their_own() {
     let dir = tempfile::tempdir().unwrap();
     let (node, _) = start(dir.path(), snapshots::overlayfs());
