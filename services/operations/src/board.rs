@@ -47,20 +47,98 @@ impl Board {
 
     /// Shows the operation now, at changes but not more often than every [`PAUSE`], and at once when it ends.
     pub(crate) fn watch(&self) -> impl Stream<Item = Result<Operation>> + Send + use<> {
-        stream::unfold(Some((self.0.subscribe(), true)), |looking| async move {
+        self.watch_every(PAUSE)
+    }
+
+    fn watch_every(&self, pause: Duration) -> impl Stream<Item = Result<Operation>> + Send + use<> {
+        let looking = Some((self.0.subscribe(), true));
+        stream::unfold(looking, move |looking| async move {
             let (mut changes, first) = looking?;
             if !first {
                 changes.changed().await.ok()?;
                 // What happens within the pause is shown together; the end ends it.
-                let _ = tokio::time::timeout(PAUSE, changes.wait_for(over)).await;
+                let _ = tokio::time::timeout(pause, changes.wait_for(over)).await;
             }
             let operation = changes.borrow_and_update().clone();
             let next = (!over(&operation)).then_some((changes, false));
             Some((Ok(operation), next))
         })
     }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(&self) -> Operation {
+        let mut changes = self.0.subscribe();
+        // The board itself keeps the other half.
+        let _ = changes.wait_for(over).await;
+        self.now()
+    }
 }
 
 fn over(operation: &Operation) -> bool {
     operation.state != State::Running
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use contracts::OperationId;
+    use futures_util::StreamExt;
+
+    fn running() -> Operation {
+        Operation {
+            id: OperationId::new("x").unwrap(),
+            kind: "pull".into(),
+            subject: "x".into(),
+            state: State::Running,
+            progress: Vec::new(),
+            result: None,
+            error: None,
+            started_at: Timestamp(1),
+            updated_at: Timestamp(1),
+            resumed: 0,
+        }
+    }
+
+    fn done() -> Operation {
+        Operation {
+            state: State::Done,
+            ..running()
+        }
+    }
+
+    #[tokio::test]
+    async fn progress_is_shown_together_and_an_end_at_once() {
+        let board = Board::new(running());
+        let mut watching = std::pin::pin!(board.watch_every(Duration::ZERO));
+        assert_eq!(watching.next().await.unwrap().unwrap(), running());
+        board.part("layer", "fetching", 1, 9);
+        board.part("layer", "fetching", 2, 9);
+        let shown = watching.next().await.unwrap().unwrap();
+        assert_eq!((shown.progress.len(), shown.progress[0].offset), (1, 2));
+        // Nobody waits for an hour.
+        let mut watching = std::pin::pin!(board.watch_every(Duration::from_secs(3600)));
+        watching.next().await.unwrap().unwrap();
+        board.part("layer", "fetching", 3, 9);
+        board.end(done());
+        assert_eq!(watching.next().await.unwrap().unwrap(), done());
+        assert!(watching.next().await.is_none());
+        assert_eq!(board.ended().await, done());
+    }
+
+    #[tokio::test]
+    async fn who_looks_after_the_end_sees_it_and_nothing_more() {
+        let board = Board::new(running());
+        board.end(done());
+        let seen: Vec<_> = board.watch().map(Result::unwrap).collect().await;
+        assert_eq!(seen, [done()]);
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_with_its_board() {
+        let board = Board::new(running());
+        let watching = board.watch();
+        drop(board);
+        let seen: Vec<_> = watching.map(Result::unwrap).collect().await;
+        assert_eq!(seen, [running()]);
+    }
 }

@@ -11,7 +11,7 @@ pub(crate) struct Config {
     pub(crate) snapshotter: String,
     /// Layers of one image that are fetched and extracted at a time.
     pub(crate) parallel_layers: usize,
-    /// Ended operations that are kept.
+    /// Ended operations that are kept when they are older than a day; younger ones are, whatever their number.
     pub(crate) keep: usize,
 }
 

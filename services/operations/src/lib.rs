@@ -8,6 +8,8 @@
 //! operations.redb
 //!   operations  moment (newest first) NUL id → record: namespace, work without credentials and archives, how it stands
 //!   moments     id → moment
+//!   running     id of what has not ended
+//!   ended       moment of its end (oldest first) NUL id; counts: how many there are
 //! ```
 //!
 //! | file | what it knows |

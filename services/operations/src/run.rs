@@ -3,10 +3,12 @@
 use crate::board::Board;
 use crate::config::Config;
 use bus::{Bus, Ctx};
-use contracts::leases::{Create, Delete};
-use contracts::{Code, Error, LeaseId, OperationId, Request, Result};
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc, time::Duration};
-use tokio::sync::Mutex;
+use contracts::collect::Resource;
+use contracts::leases::{Add, Create, Delete};
+use contracts::{Code, Error, Labels, LeaseId, OperationId, Ref, Request, Result, SnapshotKey};
+use std::collections::{BTreeSet, HashMap};
+use std::{cell::Cell, cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use tokio::sync::{Mutex, OwnedMutexGuard, RwLock};
 
 /// How long one step may take before the operation gives up on it: a step waits for a restarting plugin, not for ever.
 const STEP: Duration = Duration::from_secs(120);
@@ -14,19 +16,70 @@ const STEP: Duration = Duration::from_secs(120);
 const STREAM: Duration = Duration::from_secs(24 * 3600);
 /// How long a lease outlives an operation that nobody finishes. Source: containerd, default lease expiry.
 const LEASE: u64 = 24 * 3600;
+/// Label of what an operation makes under a name that users choose: the operation's id. What lacks it is somebody else's.
+const OWNER: &str = "gantry.io/operation";
 
-/// Work on the same thing waits here for its turn: the second one then finds it done.
-pub(crate) type Turns = Rc<RefCell<HashMap<String, Arc<Mutex<()>>>>>;
+/// What all operations share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    /// Work on the same thing waits here for its turn: the second one then finds it done.
+    turns: RefCell<HashMap<String, Arc<Mutex<()>>>>,
+    /// Ingests that operations wait for, and how many.
+    fetching: RefCell<HashMap<String, usize>>,
+}
 
-/// What the steps of one operation share.
+/// What the steps of one operation share. Clones are the same operation.
+#[derive(Clone)]
 pub(crate) struct Run {
     pub(crate) bus: Bus,
     pub(crate) board: Board,
     pub(crate) config: Rc<Config>,
-    /// How often it was begun again: steps whose effect an earlier attempt may have undone carry it in their name.
+    /// How often it was begun again.
     pub(crate) attempt: u32,
+    /// The same in every attempt.
+    base: Ctx,
+    /// Of this attempt: what an earlier one did may have been undone, so nothing of it is taken for done.
     ctx: Ctx,
-    turns: Turns,
+    shared: Rc<Shared>,
+    streams: Rc<Cell<u32>>,
+    /// Read by calls that end even when the work is dropped.
+    busy: Arc<RwLock<()>>,
+    left: Rc<Left>,
+}
+
+/// What is to be cleaned up when the work ends here.
+#[derive(Default)]
+pub(crate) struct Left {
+    /// Snapshots by driver that were prepared and not committed.
+    pub(crate) prepared: RefCell<BTreeSet<(String, SnapshotKey)>>,
+    /// Ingests that were not finished.
+    pub(crate) ingests: RefCell<BTreeSet<Ref>>,
+}
+
+/// One ingest that an operation waits for. Dropping it leaves it unfinished.
+pub(crate) struct Fetching<'a> {
+    run: &'a Run,
+    name: Ref,
+}
+
+impl Fetching<'_> {
+    /// The blob is here.
+    pub(crate) fn finished(self) {
+        self.run.left.ingests.borrow_mut().remove(&self.name);
+    }
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        let mut fetching = self.run.shared.fetching.borrow_mut();
+        let key = self.run.local(self.name.as_str());
+        if let Some(count) = fetching.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                fetching.remove(&key);
+            }
+        }
+    }
 }
 
 impl Run {
@@ -34,8 +87,8 @@ impl Run {
         bus: Bus,
         board: Board,
         config: Rc<Config>,
-        ctx: Ctx,
-        turns: Turns,
+        base: Ctx,
+        shared: Rc<Shared>,
         attempt: u32,
     ) -> Self {
         Self {
@@ -43,26 +96,36 @@ impl Run {
             board,
             config,
             attempt,
-            ctx,
-            turns,
+            ctx: base.step(&format!("attempt {attempt}")),
+            base,
+            shared,
+            streams: Rc::default(),
+            busy: Arc::default(),
+            left: Rc::default(),
         }
     }
 
-    /// The context of a step: same call, same operation id, in every attempt.
+    /// The context of a step.
     pub(crate) fn ctx(&self) -> Ctx {
         self.ctx.clone().with_deadline(STEP)
     }
 
-    /// The context of a step that must be done anew in every attempt.
-    pub(crate) fn anew(&self) -> Ctx {
-        self.ctx
-            .step(&format!("attempt {}", self.attempt))
-            .with_deadline(STEP)
+    /// The context of a step whose results something else keeps already.
+    pub(crate) fn kept(&self) -> Ctx {
+        self.ctx().with_lease(None)
     }
 
-    /// The context of a stream.
+    /// The context of a step that is the same in every attempt: done before, it answers what it answered then.
+    pub(crate) fn once(&self, what: &str) -> Ctx {
+        self.base.step(what).with_deadline(STEP)
+    }
+
+    /// The context of a stream. No two share their calls: what one found done may be gone when the next looks.
     pub(crate) fn stream(&self) -> Ctx {
-        self.ctx.clone().with_deadline(STREAM)
+        let number = self.streams.get();
+        self.streams.set(number + 1);
+        let name = format!("stream {number}");
+        self.ctx.step(&name).with_deadline(STREAM)
     }
 
     /// Calls the one plugin that answers.
@@ -79,60 +142,139 @@ impl Run {
         self.bus.call_named(driver, &self.ctx(), request).await
     }
 
+    /// Makes what a user must not find later: a call that ends even when the work is dropped, so that it can be undone.
+    pub(crate) async fn surely<R: Request>(
+        &self,
+        driver: Option<&str>,
+        ctx: Ctx,
+        request: R,
+    ) -> Result<R::Reply> {
+        let (bus, driver) = (self.bus.clone(), driver.map(str::to_owned));
+        let busy = self.busy.clone().read_owned().await;
+        let call = actix::spawn(async move {
+            let _busy = busy;
+            match driver {
+                Some(driver) => bus.call_named(&driver, &ctx, request).await,
+                None => bus.call(&ctx, request).await,
+            }
+        });
+        call.await
+            .unwrap_or_else(|e| Err(Error::internal(format!("{}: {e}", R::NAME))))
+    }
+
+    /// Waits for the ends of all calls that [`Run::surely`] began.
+    pub(crate) async fn settled(&self) {
+        drop(self.busy.write().await);
+    }
+
     /// The operation's id.
     pub(crate) fn id(&self) -> &OperationId {
-        &self.ctx.operation
+        &self.base.operation
     }
 
-    /// The lease of this operation, whether it was made or not.
-    pub(crate) fn lease(&self) -> Result<LeaseId> {
-        LeaseId::new(format!("operation-{}", self.ctx.operation))
-    }
-
-    /// The same operation, with `lease` keeping what it makes.
-    pub(crate) fn held_by(&self, lease: &LeaseId) -> Self {
-        let ctx = self.ctx.clone().with_lease(Some(lease.clone()));
-        Self {
-            ctx,
-            bus: self.bus.clone(),
-            board: self.board.clone(),
-            config: self.config.clone(),
-            turns: self.turns.clone(),
-            attempt: self.attempt,
+    /// The operation's id in names of things: short, and without anything special. Most ids are so already.
+    pub(crate) fn tag(&self) -> OperationId {
+        let id = self.id();
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if id.as_str().len() <= 64 && id.as_str().chars().all(plain) {
+            id.clone()
+        } else {
+            self.base.step("tag").operation
         }
     }
 
-    /// Holds whatever this operation makes from now on, until [`Run::release`] or a day later.
-    pub(crate) async fn hold(&self) -> Result<LeaseId> {
+    /// The label of what this operation makes.
+    pub(crate) fn owned(&self) -> Labels {
+        [(OWNER.to_owned(), self.tag().to_string())].into()
+    }
+
+    /// Whether this operation, in any attempt, made what has these labels.
+    pub(crate) fn owns(&self, labels: &Labels) -> bool {
+        labels.get(OWNER).map(String::as_str) == Some(self.tag().as_str())
+    }
+
+    /// What is to be cleaned up.
+    pub(crate) fn left(&self) -> &Left {
+        &self.left
+    }
+
+    fn lease(&self) -> Result<LeaseId> {
+        LeaseId::new(format!("operation-{}", self.tag()))
+    }
+
+    /// The same operation with whatever it makes held: by the caller's lease when it named one, else by one of its own,
+    /// until [`Run::release`] or a day later.
+    pub(crate) async fn hold(&self) -> Result<Self> {
+        if self.base.lease.is_some() {
+            return Ok(self.clone());
+        }
         let id = self.lease()?;
         let create = Create {
             id: Some(id.clone()),
             expires_in: Some(LEASE),
             ..Create::default()
         };
-        match self.bus.call(&self.anew(), create).await {
-            Err(error) if !error.is(Code::AlreadyExists) => Err(error),
-            _ => Ok(id),
+        match self.call(create).await {
+            Err(error) if !error.is(Code::AlreadyExists) => return Err(error),
+            _ => {}
+        }
+        let mut held = self.clone();
+        held.ctx = held.ctx.with_lease(Some(id));
+        Ok(held)
+    }
+
+    /// Holds what is here, or will be, before it is looked at: then it cannot go in between.
+    pub(crate) async fn keep(&self, resources: Vec<Resource>) -> Result<()> {
+        match self.ctx.lease.clone() {
+            Some(id) => self.call(Add { id, resources }).await,
+            None => Ok(()),
         }
     }
 
-    /// Lets go. What nothing refers to is collected; a lease that cannot be released ends by itself.
-    pub(crate) async fn release(&self, id: LeaseId) {
-        if let Err(error) = self.bus.call(&self.anew(), Delete { id: id.clone() }).await
-            && !error.is(Code::NotFound)
-        {
-            tracing::warn!(lease = %id, %error, "lease ends by itself");
-        }
+    /// Lets go of the operation's own lease. What nothing refers to is collected; what cannot be released ends by itself.
+    pub(crate) async fn release(&self) {
+        let Some(id) = self.lease().ok().filter(|_| self.base.lease.is_none()) else {
+            return;
+        };
+        let released = self
+            .bus
+            .call(&self.ctx().step("release"), Delete { id })
+            .await;
+        undone("lease", released);
     }
 
-    /// Waits until nobody else works on `what`.
-    pub(crate) async fn turn(&self, what: &str) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Waits until nobody else of this namespace works on `what`.
+    pub(crate) async fn turn(&self, what: &str) -> OwnedMutexGuard<()> {
         let turn = {
-            let mut turns = self.turns.borrow_mut();
+            let mut turns = self.shared.turns.borrow_mut();
             turns.retain(|_, turn| Arc::strong_count(turn) > 1);
-            turns.entry(what.to_owned()).or_default().clone()
+            turns.entry(self.local(what)).or_default().clone()
         };
         turn.lock_owned().await
+    }
+
+    /// Says that this operation waits for an ingest.
+    pub(crate) fn fetching(&self, name: &Ref) -> Fetching<'_> {
+        self.left.ingests.borrow_mut().insert(name.clone());
+        let mut fetching = self.shared.fetching.borrow_mut();
+        *fetching.entry(self.local(name.as_str())).or_default() += 1;
+        Fetching {
+            run: self,
+            name: name.clone(),
+        }
+    }
+
+    /// Ingests that this operation left unfinished and that no other one waits for.
+    pub(crate) fn unfinished(&self) -> Vec<Ref> {
+        let fetching = self.shared.fetching.borrow();
+        let left = self.left.ingests.borrow();
+        let alone = |name: &&Ref| !fetching.contains_key(&self.local(name.as_str()));
+        left.iter().filter(alone).cloned().collect()
+    }
+
+    fn local(&self, what: &str) -> String {
+        let namespace = self.base.namespace.as_ref();
+        format!("{}\0{what}", namespace.map_or("", |name| name.as_str()))
     }
 }
 

@@ -2,16 +2,21 @@
 
 use crate::board::Board;
 use crate::config::Config;
-use crate::run::{Run, Turns};
-use crate::store::{Record, Store, described, journaled};
+use crate::run::{Run, Shared};
+use crate::store::{Begin, Keep, Record, Store, described, journaled};
 use crate::work;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Open, Reply, Routes, Streaming, items, on_disk};
-use contracts::operations::{Cancel, Get, List, Operation, Start, State, Watch, Work};
-use contracts::{Error, OperationId, Result};
+use contracts::operations::{Cancel, Get, List, Operation, Outcome, Start, State, Watch, Work};
+use contracts::{Code, Error, OperationId, Result};
 use futures_util::stream;
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use tokio::sync::oneshot;
+
+/// For how long every ended operation is kept, in seconds. Source: API.md, `Idempotency-Key`.
+const KEPT: i64 = 24 * 3600;
+/// Pause before an end is journaled again that could not be.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Operations under way, by id.
 type Running = Rc<RefCell<HashMap<OperationId, Live>>>;
@@ -21,19 +26,25 @@ struct Live {
     cancel: Option<oneshot::Sender<()>>,
 }
 
+/// An operation that can be watched and cancelled, and is about to be carried out.
+struct Entered {
+    board: Board,
+    cancelled: oneshot::Receiver<()>,
+}
+
 /// Answers `operations`.
 pub(crate) struct OperationsService {
     hands: Hands,
 }
 
-/// What it takes to begin work. Clones share it.
+/// What it takes to carry out work. Clones share it.
 #[derive(Clone)]
 struct Hands {
     store: Store,
     bus: Bus,
     config: Rc<Config>,
     running: Running,
-    turns: Turns,
+    shared: Rc<Shared>,
 }
 
 impl OperationsService {
@@ -47,10 +58,12 @@ impl OperationsService {
             bus,
             config,
             running: Running::default(),
-            turns: Turns::default(),
+            shared: Rc::default(),
         };
-        for record in interrupted {
-            actix::spawn(hands.clone().pick_up(record));
+        for mut record in interrupted {
+            record.operation.resumed += u32::from(record.work.is_some());
+            let entered = hands.enter(&record.operation);
+            actix::spawn(hands.clone().pick_up(record, entered));
         }
         Ok(Self { hands })
     }
@@ -71,89 +84,92 @@ pub(crate) fn routes() -> Routes<OperationsService> {
 }
 
 impl Hands {
-    /// Begins work again that a crash interrupted, or ends it when that cannot be.
-    async fn pick_up(self, record: Record) {
-        let id = record.operation.id.clone();
-        let resumed = match record.work {
-            Some(_) => self.store.resumed(id.clone()).await,
-            None => Ok(record),
+    /// From now on the operation can be watched and cancelled.
+    fn enter(&self, operation: &Operation) -> Entered {
+        let (cancel, cancelled) = oneshot::channel();
+        let board = Board::new(operation.clone());
+        let live = Live {
+            board: board.clone(),
+            cancel: Some(cancel),
         };
-        match resumed {
-            Ok(Record {
-                work: Some(work),
-                namespace,
-                operation,
-            }) => {
-                let ctx = Ctx::new(namespace).with_operation(id);
-                self.begin(ctx, work, operation);
-            }
-            Ok(Record { operation, .. }) => {
-                let why = "was interrupted, and neither its credentials nor its archive are ever written down; start it again";
-                let error =
-                    Error::aborted(format!("{} {}: {why}", operation.kind, operation.subject));
-                self.end(&Board::new(operation), Err(error), State::Failed)
-                    .await;
-            }
-            Err(error) => tracing::error!(%id, %error, "interrupted operation"),
-        }
+        self.running.borrow_mut().insert(operation.id.clone(), live);
+        Entered { board, cancelled }
     }
 
-    fn begin(&self, ctx: Ctx, work: Work, operation: Operation) {
-        let (cancel, cancelled) = oneshot::channel();
-        let (id, attempt) = (operation.id.clone(), operation.resumed);
-        let board = Board::new(operation);
-        self.running.borrow_mut().insert(
-            id.clone(),
-            Live {
-                board: board.clone(),
-                cancel: Some(cancel),
-            },
-        );
+    /// Begins work again that a crash interrupted, or ends it when that cannot be.
+    async fn pick_up(self, mut record: Record, entered: Entered) {
+        let work = match record.work.take() {
+            Some(work) => {
+                let id = record.operation.id.clone();
+                self.store.resumed(id).await.map(|_| work)
+            }
+            None => {
+                let Operation { kind, subject, .. } = &record.operation;
+                let why = "was interrupted, and neither its credentials nor its archive are ever written down; start it again";
+                Err(Error::aborted(format!("{kind} {subject}: {why}")))
+            }
+        };
+        self.carry_out(record, work, entered).await;
+    }
+
+    /// Does the work, or cleans up after it; then journals and shows how it ended.
+    async fn carry_out(self, record: Record, work: Result<Work>, entered: Entered) {
+        let Entered { board, cancelled } = entered;
+        let id = record.operation.id.clone();
+        let ctx = Ctx::new(record.namespace)
+            .with_operation(id.clone())
+            .with_lease(record.lease);
         let run = Run::new(
             self.bus.clone(),
             board.clone(),
             self.config.clone(),
             ctx,
-            self.turns.clone(),
-            attempt,
+            self.shared.clone(),
+            record.operation.resumed,
         );
-        let hands = self.clone();
-        actix::spawn(async move {
-            let (result, failed) = tokio::select! {
+        let (result, failed) = match work {
+            Ok(work) => tokio::select! {
                 result = work::perform(&run, work) => (result, State::Failed),
                 Ok(()) = cancelled => {
-                    work::abandon(&run).await;
+                    work::abandon(&run, &record.operation).await;
                     (Err(Error::cancelled(format!("operation {id}: cancelled"))), State::Cancelled)
                 }
-            };
-            hands.end(&board, result, failed).await;
-            hands.running.borrow_mut().remove(&id);
-        });
+            },
+            Err(error) => {
+                work::abandon(&run, &record.operation).await;
+                (Err(error), State::Failed)
+            }
+        };
+        self.end(&board, result, failed).await;
+        self.running.borrow_mut().remove(&id);
     }
 
     /// Journals the end, then shows it: nobody sees an end that a crash could take back.
-    async fn end(
-        &self,
-        board: &Board,
-        result: Result<contracts::operations::Outcome>,
-        failed: State,
-    ) {
+    async fn end(&self, board: &Board, result: Result<Outcome>, failed: State) {
         let mut operation = board.now();
         match result {
             Ok(outcome) => (operation.state, operation.result) = (State::Done, Some(outcome)),
             Err(error) => (operation.state, operation.error) = (failed, Some(error)),
         }
-        match self.store.end(operation.clone(), self.config.keep).await {
-            Ok(ended) => board.end(ended),
-            Err(error) => {
-                tracing::error!(id = %operation.id, %error, "end of an operation");
-                board.end(Operation {
-                    state: State::Failed,
-                    error: Some(error),
-                    result: None,
-                    ..operation
-                });
+        let keep = Keep {
+            count: self.config.keep,
+            least: KEPT,
+        };
+        loop {
+            let error = match self.store.end(operation.clone(), keep).await {
+                Ok(ended) => return board.end(ended),
+                Err(error) => error,
+            };
+            tracing::error!(id = %operation.id, %error, "end of an operation");
+            // What cannot be journaled has failed. That is shown at once, and journaled when there is room again.
+            operation.state = State::Failed;
+            operation.result = None;
+            operation.error = Some(error.clone());
+            board.end(operation.clone());
+            if error.is(Code::NotFound) {
+                return;
             }
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
@@ -169,16 +185,18 @@ impl Handler<Call<Start>> for OperationsService {
         Box::pin(async move {
             let (ctx, work) = (call.ctx, call.body.work);
             let (kind, subject) = described(&work);
-            let begun = hands.store.begin(
-                ctx.namespace.clone(),
-                ctx.operation.clone(),
-                journaled(&work),
+            let begin = Begin {
+                id: ctx.operation,
+                namespace: ctx.namespace,
+                lease: ctx.lease,
+                work: journaled(&work),
                 kind,
                 subject,
-            );
-            let (record, new) = begun.await?;
+            };
+            let (record, new) = hands.store.begin(begin).await?;
             if new {
-                hands.begin(ctx, work, record.operation.clone());
+                let entered = hands.enter(&record.operation);
+                actix::spawn(hands.clone().carry_out(record.clone(), Ok(work), entered));
             }
             Ok(hands
                 .live(&record.operation.id)
@@ -235,30 +253,21 @@ impl Handler<Call<Cancel>> for OperationsService {
     fn handle(&mut self, call: Call<Cancel>, _: &mut Context<Self>) -> Self::Result {
         let hands = self.hands.clone();
         Box::pin(async move {
-            let asked = hands
+            let live = hands
                 .running
                 .borrow_mut()
                 .get_mut(&call.body.id)
-                .and_then(|live| Some((live.board.clone(), live.cancel.take()?)));
-            if let Some((board, cancel)) = asked {
-                // It may have ended meanwhile; what is shown says so.
-                let _ = cancel.send(());
-                return Ok(ended(&board).await);
+                .map(|live| {
+                    // Whoever asks again waits, too. It may have ended meanwhile; what is shown says so.
+                    let _ = live.cancel.take().map(|cancel| cancel.send(()));
+                    live.board.clone()
+                });
+            match live {
+                Some(board) => Ok(board.ended().await),
+                None => Ok(hands.store.get(&call.body.id)?.operation),
             }
-            Ok(hands.store.get(&call.body.id)?.operation)
         })
     }
-}
-
-/// Waits until an operation has ended.
-async fn ended(board: &Board) -> Operation {
-    use futures_util::StreamExt;
-    let mut last = board.now();
-    let mut watching = std::pin::pin!(board.watch());
-    while let Some(Ok(operation)) = watching.next().await {
-        last = operation;
-    }
-    last
 }
 
 #[cfg(test)]

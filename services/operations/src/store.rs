@@ -1,7 +1,7 @@
 //! The journal. See the module page for the tables.
 
 use contracts::operations::{Ended, List, Operation, Started, State, Work};
-use contracts::{Error, Namespace, OperationId, Page, Result};
+use contracts::{Error, LeaseId, Namespace, OperationId, Page, Result};
 use filter::{Fields, Filters};
 use ledger::{Fault, Ledger, LedgerConfig, Snapshot, Table, Tx, page};
 use serde::{Deserialize, Serialize};
@@ -9,16 +9,40 @@ use std::{borrow::Cow, path::Path};
 
 const OPERATIONS: Table<Record> = Table::new("operations");
 const MOMENTS: Table<String> = Table::new("moments");
+const RUNNING: Table<()> = Table::new("running");
+const ENDED: Table<()> = Table::new("ended");
+const COUNTS: Table<u64> = Table::new("counts");
 /// Old records forgotten by one write, so that forgetting never makes it slow.
 const FORGET: usize = 32;
+
+/// How many ended operations are kept, and for how long all of them are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    pub(crate) count: usize,
+    /// Seconds. A repetition within this time finds its first.
+    pub(crate) least: i64,
+}
 
 /// One operation as it is journaled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) namespace: Option<Namespace>,
+    /// What the caller wants to hold the results with.
+    pub(crate) lease: Option<LeaseId>,
     /// What to begin again after a crash; `None` when that cannot be.
     pub(crate) work: Option<Work>,
     pub(crate) operation: Operation,
+}
+
+/// Work that is about to begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Begin {
+    pub(crate) id: OperationId,
+    pub(crate) namespace: Option<Namespace>,
+    pub(crate) lease: Option<LeaseId>,
+    pub(crate) work: Option<Work>,
+    pub(crate) kind: &'static str,
+    pub(crate) subject: String,
 }
 
 /// The durable state of the plugin. Clones share it.
@@ -62,14 +86,15 @@ impl Store {
     }
 
     /// Journals work before its first step. Answers the record, and whether this call began it.
-    pub(crate) async fn begin(
-        &self,
-        namespace: Option<Namespace>,
-        id: OperationId,
-        work: Option<Work>,
-        kind: &'static str,
-        subject: String,
-    ) -> Result<(Record, bool)> {
+    pub(crate) async fn begin(&self, begin: Begin) -> Result<(Record, bool)> {
+        let Begin {
+            id,
+            namespace,
+            lease,
+            work,
+            kind,
+            subject,
+        } = begin;
         self.ledger
             .write(None, move |tx| {
                 if let Some(record) = found(tx, &id)? {
@@ -89,12 +114,14 @@ impl Store {
                 };
                 let record = Record {
                     namespace: namespace.clone(),
+                    lease: lease.clone(),
                     work: work.clone(),
                     operation,
                 };
                 let key = format!("{:020}\0{id}", u64::MAX - tx.now.0.unsigned_abs());
                 tx.put(&MOMENTS, id.as_str(), &key)?;
                 tx.put(&OPERATIONS, &key, &record)?;
+                tx.put(&RUNNING, id.as_str(), &())?;
                 let started = Started {
                     id: id.clone(),
                     kind: kind.into(),
@@ -119,7 +146,7 @@ impl Store {
     }
 
     /// Journals how work ended and forgets ended work beyond `keep`.
-    pub(crate) async fn end(&self, mut ended: Operation, keep: usize) -> Result<Operation> {
+    pub(crate) async fn end(&self, mut ended: Operation, keep: Keep) -> Result<Operation> {
         self.ledger
             .write(None, move |tx| {
                 let mut record = found(tx, &ended.id)?.ok_or_else(|| missing(&ended.id))?;
@@ -130,6 +157,13 @@ impl Store {
                 record.work = None;
                 record.operation = ended.clone();
                 replace(tx, &record)?;
+                let id = &ended.id;
+                tx.remove(&RUNNING, id.as_str())?;
+                tx.put(
+                    &ENDED,
+                    &format!("{:020}\0{id}", tx.now.0.unsigned_abs()),
+                    &(),
+                )?;
                 forget(tx, keep)?;
                 let event = Ended {
                     id: ended.id.clone(),
@@ -180,13 +214,17 @@ impl Store {
     /// Work that a crash interrupted.
     pub(crate) fn interrupted(&self) -> Result<Vec<Record>> {
         self.ledger.read(|snapshot: &Snapshot| {
-            let mut running = Vec::new();
-            snapshot.scan(&OPERATIONS, "", None, |_, record| {
-                if record.operation.state == State::Running {
-                    running.push(record);
-                }
+            let mut ids = Vec::new();
+            snapshot.scan(&RUNNING, "", None, |id, ()| {
+                ids.push(id.to_owned());
                 true
             })?;
+            let mut running = Vec::new();
+            for id in ids {
+                if let Some(key) = snapshot.get(&MOMENTS, &id)? {
+                    running.extend(snapshot.get(&OPERATIONS, &key)?);
+                }
+            }
             Ok(running)
         })
     }
@@ -209,22 +247,32 @@ fn replace(tx: &mut Tx<'_>, record: &Record) -> Result<()> {
     Ok(tx.put(&OPERATIONS, &key, record)?)
 }
 
-fn forget(tx: &mut Tx<'_>, keep: usize) -> Result<(), Fault> {
-    let (mut ended, mut old) = (0, Vec::new());
-    tx.scan(&OPERATIONS, "", None, |key, record| {
-        if record.operation.state != State::Running {
-            ended += 1;
-            if ended > keep {
-                old.push((key.to_owned(), record.operation.id));
+/// Counts one more ended operation, and forgets the oldest when there are too many.
+fn forget(tx: &mut Tx<'_>, keep: Keep) -> Result<(), Fault> {
+    let count = tx.get(&COUNTS, "ended")?.unwrap_or(0) + 1;
+    let excess = usize::try_from(count)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(keep.count);
+    let oldest = tx.now.plus_seconds(-keep.least).0.unsigned_abs();
+    let mut old = Vec::new();
+    if excess > 0 {
+        tx.scan(&ENDED, "", None, |key, ()| {
+            let (moment, id) = key.split_once('\0').unwrap_or_default();
+            let passed = moment.parse().is_ok_and(|moment: u64| moment <= oldest);
+            if passed {
+                old.push((key.to_owned(), id.to_owned()));
             }
-        }
-        old.len() < FORGET
-    })?;
-    for (key, id) in old {
-        tx.remove(&OPERATIONS, &key)?;
-        tx.remove(&MOMENTS, id.as_str())?;
+            passed && old.len() < excess.min(FORGET)
+        })?;
     }
-    Ok(())
+    for (key, id) in &old {
+        tx.remove(&ENDED, key)?;
+        if let Some(moment) = tx.get(&MOMENTS, id)? {
+            tx.remove(&OPERATIONS, &moment)?;
+            tx.remove(&MOMENTS, id)?;
+        }
+    }
+    tx.put(&COUNTS, "ended", &(count - old.len() as u64))
 }
 
 /// What may be written down of some work: nothing that holds credentials or a live archive.
@@ -286,28 +334,37 @@ mod tests {
         assert!(journaled(&Work::Pull(Pull::default())).is_some());
     }
 
+    fn begin(id: &str) -> Begin {
+        Begin {
+            id: OperationId::new(id).unwrap(),
+            namespace: None,
+            lease: None,
+            work: Some(Work::Pull(Pull::default())),
+            kind: "pull",
+            subject: "x".into(),
+        }
+    }
+
+    fn done(record: Record) -> Operation {
+        Operation {
+            state: State::Done,
+            ..record.operation
+        }
+    }
+
+    const ALL: Keep = Keep {
+        count: 2,
+        least: 3600,
+    };
+
     #[tokio::test]
     async fn only_work_that_has_not_ended_is_picked_up() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let work = Work::Pull(Pull::default());
-        let begin = |id: &str| {
-            store.begin(
-                None,
-                OperationId::new(id).unwrap(),
-                journaled(&work),
-                "pull",
-                "x".into(),
-            )
-        };
-        let (first, new) = begin("a").await.unwrap();
-        assert!(new && !begin("a").await.unwrap().1);
-        begin("b").await.unwrap();
-        let ended = Operation {
-            state: State::Done,
-            ..first.operation
-        };
-        store.end(ended, 10).await.unwrap();
+        let (first, new) = store.begin(begin("a")).await.unwrap();
+        assert!(new && !store.begin(begin("a")).await.unwrap().1);
+        store.begin(begin("b")).await.unwrap();
+        store.end(done(first), ALL).await.unwrap();
         let left: Vec<_> = store
             .interrupted()
             .unwrap()
@@ -315,44 +372,35 @@ mod tests {
             .map(|record| record.operation.id.to_string())
             .collect();
         assert_eq!(left, ["b"]);
-        assert_eq!(
-            store
-                .resumed(OperationId::new("b").unwrap())
-                .await
-                .unwrap()
-                .operation
-                .resumed,
-            1
-        );
+        let again = store.resumed(OperationId::new("b").unwrap()).await.unwrap();
+        assert_eq!(again.operation.resumed, 1);
+    }
+
+    async fn kept(keep: Keep) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.begin(begin("running")).await.unwrap();
+        for i in 0..5 {
+            let (record, _) = store.begin(begin(&format!("op{i}"))).await.unwrap();
+            store.end(done(record.clone()), keep).await.unwrap();
+            // A repeated end counts once.
+            store.end(done(record), keep).await.unwrap();
+        }
+        let left = store.list(None, &List::default()).unwrap().items;
+        left.into_iter()
+            .map(|operation| operation.id.to_string())
+            .collect()
     }
 
     #[tokio::test]
-    async fn old_ended_work_is_forgotten() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        for i in 0..5 {
-            let id = OperationId::new(format!("op{i}")).unwrap();
-            let (record, _) = store
-                .begin(None, id, None, "collect", "garbage".into())
-                .await
-                .unwrap();
-            store
-                .end(
-                    Operation {
-                        state: State::Done,
-                        ..record.operation
-                    },
-                    2,
-                )
-                .await
-                .unwrap();
-        }
-        let left = store.list(None, &List::default()).unwrap().items;
-        assert_eq!(
-            left.iter()
-                .map(|operation| operation.id.as_str())
-                .collect::<Vec<_>>(),
-            ["op4", "op3"]
-        );
+    async fn old_ended_work_is_forgotten_and_running_work_never() {
+        let keep = Keep { count: 2, least: 0 };
+        assert_eq!(kept(keep).await, ["op4", "op3", "running"]);
+    }
+
+    #[tokio::test]
+    async fn young_work_is_kept_however_much_there_is() {
+        let all = ["op4", "op3", "op2", "op1", "op0", "running"];
+        assert_eq!(kept(ALL).await, all);
     }
 }

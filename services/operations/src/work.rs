@@ -10,9 +10,10 @@ mod push;
 mod remove;
 mod unpack;
 
-use crate::run::Run;
-use contracts::Result;
-use contracts::operations::{Outcome, Work};
+use crate::run::{Run, undone};
+use contracts::content::Abort;
+use contracts::operations::{Operation, Outcome, Work};
+use contracts::{ContainerId, Result};
 
 /// Does the work. What a failure leaves behind is undone here; what it cannot undo ends with its lease.
 pub(crate) async fn perform(run: &Run, work: Work) -> Result<Outcome> {
@@ -31,10 +32,25 @@ pub(crate) async fn perform(run: &Run, work: Work) -> Result<Outcome> {
     }
 }
 
-/// Cleans up after work whose steps were dropped in the middle.
-pub(crate) async fn abandon(run: &Run) {
-    unpack::discard(run).await;
-    if let Ok(lease) = run.lease() {
-        run.release(lease).await;
+/// Ends what every kind of work that makes something began: what it did not commit goes, then its lease.
+async fn finish(run: &Run) {
+    unpack::discard(run, run.attempt > 0).await;
+    run.release().await;
+}
+
+/// Cleans up after work whose steps were dropped in the middle, in this process or in one that died.
+pub(crate) async fn abandon(run: &Run, operation: &Operation) {
+    run.settled().await;
+    if matches!(operation.kind.as_str(), "create" | "run")
+        && let Ok(id) = ContainerId::new(operation.subject.as_str())
+    {
+        container::undo(run, &id).await;
+    }
+    unpack::discard(run, true).await;
+    run.release().await;
+    // Last, when those who wrote have heard that nobody waits any more.
+    for name in run.unfinished() {
+        let abort = Abort { r#ref: name };
+        undone("ingest", run.call(abort).await);
     }
 }

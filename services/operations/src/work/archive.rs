@@ -2,6 +2,7 @@
 
 use super::{naming, unpack};
 use crate::run::{Run, maybe};
+use contracts::collect::Resource;
 use contracts::images::{Get, Put};
 use contracts::operations::{Export, Import, PulledImage};
 use contracts::transfer::{self, Plan};
@@ -10,15 +11,17 @@ use futures_util::StreamExt;
 
 /// Stores, names and unpacks what an archive holds.
 pub(super) async fn import(run: &Run, import: Import) -> Result<Vec<PulledImage>> {
-    let lease = run.hold().await?;
-    let result = held(&run.held_by(&lease), import).await;
-    unpack::discard(run).await;
-    run.release(lease).await;
+    let result = async { held(&run.hold().await?, import).await }.await;
+    super::finish(run).await;
     result
 }
 
 async fn held(run: &Run, import: Import) -> Result<Vec<PulledImage>> {
     let found = read(run, &import).await?;
+    let targets = found
+        .iter()
+        .map(|(_, target)| Resource::Content(target.digest.clone()));
+    run.keep(targets.collect()).await?;
     let mut images = Vec::new();
     for (name, target) in found {
         let name = if name.is_empty() {

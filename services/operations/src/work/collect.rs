@@ -11,6 +11,6 @@ const LONG: Duration = Duration::from_secs(3600);
 /// Collects garbage.
 pub(super) async fn collect(run: &Run) -> Result<Collected> {
     run.bus
-        .call(&run.anew().with_deadline(LONG), Collect {})
+        .call(&run.ctx().with_deadline(LONG), Collect {})
         .await
 }

@@ -2,14 +2,15 @@
 
 use super::{naming, pull, unpack};
 use crate::run::{Run, maybe, undone};
+use contracts::collect::Resource;
 use contracts::containers::{Container, Create, Delete, Generate, Get};
 use contracts::diff::Lookup;
 use contracts::images;
 use contracts::operations::{CreateContainer, Pull};
-use contracts::snapshots::{Mounts, Prepare, Remove, Stat};
+use contracts::snapshots::{Mounts, Prepare, Remove, Snapshots, Stat};
 use contracts::tasks::{self, Stdio, Task};
 use contracts::transfer::{ImagePlan, Plan};
-use contracts::{Code, Error, ImageName, Labels, Mount, Result, SnapshotKey};
+use contracts::{Code, ContainerId, Error, ImageName, Mount, Result, SnapshotKey};
 use std::io::Read;
 
 /// Largest `/etc/passwd` or `/etc/group` that is read, in bytes: it must fit a message beside the config.
@@ -24,74 +25,88 @@ struct Rootfs {
     config: String,
 }
 
-/// Makes a container.
+/// Makes a container. A failure leaves nothing of it.
 pub(super) async fn create(run: &Run, asked: &CreateContainer) -> Result<Container> {
-    check(asked)?;
-    fresh(run, asked).await?;
-    let lease = run.hold().await?;
-    let made = make(&run.held_by(&lease), asked).await;
-    unpack::discard(run).await;
-    run.release(lease).await;
+    let made = make(run, asked).await;
+    if made.is_err() {
+        undo(run, &asked.id).await;
+    }
+    super::finish(run).await;
     made
 }
 
 /// Makes a container and starts its task. A failure leaves neither.
 pub(super) async fn run(run: &Run, asked: &CreateContainer) -> Result<Task> {
-    let container = create(run, asked).await?;
-    run.board.part("task", "starting", 0, 0);
-    match start(run, asked).await {
-        Ok(task) => {
-            run.board.part("task", "done", 0, 0);
-            Ok(task)
+    let started = async {
+        let container = make(run, asked).await?;
+        run.board.part("task", "starting", 0, 0);
+        // The record now keeps what the lease kept.
+        let (task, ()) = futures_util::join!(start(run, asked, &container), super::finish(run));
+        task
+    };
+    let started = started.await;
+    match &started {
+        Ok(_) => run.board.part("task", "done", 0, 0),
+        Err(_) => {
+            undo(run, &asked.id).await;
+            super::finish(run).await;
         }
-        Err(error) => {
-            let delete = tasks::Delete {
-                id: asked.id.clone(),
-                exec: None,
-                force: true,
-            };
-            undone("task", run.bus.call(&run.anew(), delete).await.map(|_| ()));
-            undone(
-                "container",
-                run.bus
-                    .call(
-                        &run.anew(),
-                        Delete {
-                            id: asked.id.clone(),
-                        },
-                    )
-                    .await,
-            );
-            if let Some(key) = container.snapshot_key {
-                undone(
-                    "snapshot",
-                    run.bus
-                        .call_named(&container.snapshotter, &run.anew(), Remove { key })
-                        .await,
-                );
-            }
-            Err(error)
+    }
+    started
+}
+
+/// Takes back what this operation made of a container, and only that: task, record, snapshot.
+pub(super) async fn undo(run: &Run, id: &ContainerId) {
+    let ctx = run.ctx().step("undo");
+    let container = match maybe(run.bus.call(&ctx, Get { id: id.clone() }).await) {
+        Ok(container) => container.filter(|container| run.owns(&container.labels)),
+        Err(error) => return tracing::warn!(%id, %error, "container could not be undone"),
+    };
+    if container.is_some() {
+        let delete = tasks::Delete {
+            id: id.clone(),
+            exec: None,
+            force: true,
+        };
+        if let Err(error) = maybe(run.bus.call(&ctx, delete).await) {
+            // While there is a task its container must be there, or nobody could delete it.
+            return tracing::warn!(%id, %error, "task could not be undone; delete its container by force");
+        }
+        let deleted = run.bus.call(&ctx, Delete { id: id.clone() }).await;
+        undone("container", deleted);
+    }
+    let Ok(key) = SnapshotKey::new(id.as_str()) else {
+        return;
+    };
+    for driver in run.bus.peers::<Snapshots>() {
+        let key = key.clone();
+        let there = run.bus.call_at(driver, &ctx, Stat { key: key.clone() });
+        if there.await.is_ok_and(|info| run.owns(&info.labels)) {
+            let removed = run.bus.call_at(driver, &ctx, Remove { key }).await;
+            undone("snapshot", removed);
         }
     }
 }
 
-async fn start(run: &Run, asked: &CreateContainer) -> Result<Task> {
+/// Creates and starts the task of this very container. What an earlier attempt did with it is not done again.
+async fn start(run: &Run, asked: &CreateContainer, container: &Container) -> Result<Task> {
     let stdio = Stdio {
         tty: asked.options.tty,
         stdin: asked.options.stdin,
         discard: false,
     };
-    run.call(tasks::Create {
+    let create = tasks::Create {
         id: asked.id.clone(),
         rootfs: None,
         stdio,
-    })
-    .await?;
-    run.call(tasks::Start {
+    };
+    let start = tasks::Start {
         id: asked.id.clone(),
         exec: None,
-    })
-    .await
+    };
+    let ctx = || run.once(&format!("task of {}", container.created_at.0));
+    run.surely(None, ctx(), create).await?;
+    run.surely(None, ctx(), start).await
 }
 
 fn check(asked: &CreateContainer) -> Result<()> {
@@ -111,40 +126,31 @@ fn check(asked: &CreateContainer) -> Result<()> {
     }
 }
 
-/// Refuses a taken id before anything is made. A later attempt of this operation may meet its own container.
-async fn fresh(run: &Run, asked: &CreateContainer) -> Result<()> {
-    match maybe(
-        run.call(Get {
-            id: asked.id.clone(),
-        })
-        .await,
-    )? {
-        Some(_) if run.attempt == 0 => Err(Error::exists(format!(
+/// Refuses a taken id before anything is made. A later attempt may meet what an earlier one made.
+async fn fresh(run: &Run, asked: &CreateContainer) -> Result<Option<Container>> {
+    let id = asked.id.clone();
+    match maybe(run.call(Get { id }).await)? {
+        Some(container) if !run.owns(&container.labels) => Err(Error::exists(format!(
             "container {}: is there already; delete it or choose another id",
             asked.id
         ))),
-        _ => Ok(()),
+        container => Ok(container),
     }
 }
 
 async fn make(run: &Run, asked: &CreateContainer) -> Result<Container> {
+    check(asked)?;
+    let (there, held) = futures_util::join!(fresh(run, asked), run.hold());
+    let (there, held) = (there?, held?);
+    if let Some(container) = there {
+        return Ok(container);
+    }
     let rootfs = if asked.image.is_empty() {
         None
     } else {
-        Some(rootfs(run, asked).await?)
+        Some(rootfs(&held, asked).await?)
     };
-    let made = record(run, asked, rootfs.as_ref()).await;
-    if made.is_err()
-        && let Some(Rootfs { driver, key, .. }) = rootfs
-    {
-        undone(
-            "snapshot",
-            run.bus
-                .call_named(&driver, &run.anew(), Remove { key })
-                .await,
-        );
-    }
-    made
+    record(&held, asked, rootfs.as_ref()).await
 }
 
 async fn record(run: &Run, asked: &CreateContainer, rootfs: Option<&Rootfs>) -> Result<Container> {
@@ -155,7 +161,12 @@ async fn record(run: &Run, asked: &CreateContainer, rootfs: Option<&Rootfs>) -> 
     let create = Create {
         id: asked.id.clone(),
         image: rootfs.map(|rootfs| rootfs.image.clone()),
-        labels: asked.labels.clone(),
+        labels: asked
+            .labels
+            .clone()
+            .into_iter()
+            .chain(run.owned())
+            .collect(),
         runtime: asked.runtime.clone(),
         snapshotter: rootfs
             .map(|rootfs| rootfs.driver.clone())
@@ -163,35 +174,27 @@ async fn record(run: &Run, asked: &CreateContainer, rootfs: Option<&Rootfs>) -> 
         snapshot_key: rootfs.map(|rootfs| rootfs.key.clone()),
         spec,
     };
-    run.call(create).await
+    run.surely(None, run.ctx(), create).await
 }
 
 async fn rootfs(run: &Run, asked: &CreateContainer) -> Result<Rootfs> {
-    let driver = naming::snapshotter(run, &asked.snapshotter).await?;
-    let (image, plan) = image(run, asked, &driver).await?;
-    let top = plan.layers.last().and_then(|layer| layer.chain_id.as_ref());
-    let parent = top
-        .map(|chain| SnapshotKey::new(chain.as_str()))
-        .transpose()?;
-    let key = SnapshotKey::new(asked.id.as_str())?;
-    let prepare = Prepare {
-        key: key.clone(),
-        parent,
-        labels: Labels::new(),
-    };
-    let mounts = match run.call_at_driver(&driver, prepare).await {
-        Err(error) if error.is(Code::AlreadyExists) && run.attempt > 0 => {
-            run.bus
-                .call_named(&driver, &run.anew(), Mounts { key: key.clone() })
-                .await
+    let (driver, name) = futures_util::try_join!(
+        naming::snapshotter(run, &asked.snapshotter),
+        naming::full(run, &asked.image)
+    )?;
+    let plan = image(run, asked, &driver, &name).await?;
+    let (key, mounts) = match prepare(run, asked, &driver, &plan).await {
+        // It is not unpacked, or not any more: what is prepared on it from now on keeps it.
+        Err(error) if error.is(Code::NotFound) && !plan.layers.is_empty() => {
+            run.keep(vec![Resource::Content(plan.manifest.digest.clone())])
+                .await?;
+            unpack::unpack(run, None, &plan, &driver).await?;
+            prepare(run, asked, &driver, &plan).await?
         }
-        Err(error) if error.is(Code::AlreadyExists) => Err(Error::exists(format!(
-            "snapshot {key}: is left of an earlier container; remove it or choose another id"
-        ))),
-        result => result,
-    }?;
+        prepared => prepared?,
+    };
     Ok(Rootfs {
-        image,
+        image: name,
         driver,
         key,
         mounts,
@@ -199,40 +202,73 @@ async fn rootfs(run: &Run, asked: &CreateContainer) -> Result<Rootfs> {
     })
 }
 
-/// Finds the image, pulls it when that is wanted, and sees to it that it is unpacked.
-async fn image(run: &Run, asked: &CreateContainer, driver: &str) -> Result<(ImageName, ImagePlan)> {
-    let name = naming::full(run, &asked.image).await?;
-    let here = if asked.pull == "always" {
-        None
-    } else {
-        here(run, asked, &name).await?
+/// Makes the writable snapshot, or finds it made by an earlier attempt. Errors: `NotFound` when the image is not unpacked.
+async fn prepare(
+    run: &Run,
+    asked: &CreateContainer,
+    driver: &str,
+    plan: &ImagePlan,
+) -> Result<(SnapshotKey, Vec<Mount>)> {
+    let top = plan.layers.last().and_then(|layer| layer.chain_id.as_ref());
+    let key = SnapshotKey::new(asked.id.as_str())?;
+    let prepare = Prepare {
+        key: key.clone(),
+        parent: top
+            .map(|chain| SnapshotKey::new(chain.as_str()))
+            .transpose()?,
+        labels: run.owned(),
     };
-    let plan = match here {
-        Some(plan) => plan,
-        None if asked.pull == "never" => {
-            return Err(Error::not_found(format!(
-                "image {name}: not here, and pull is \"never\"; pull it first"
-            )));
-        }
-        None => {
-            let request = Pull {
-                reference: asked.image.clone(),
-                platform: asked.platform.clone(),
-                snapshotter: driver.into(),
-                access: asked.access.clone(),
-                ..Pull::default()
-            };
-            let pulled = pull::held(run, &request).await?;
-            run.call(Plan {
-                target: pulled.target,
-                platform: asked.platform.clone(),
-                shallow: false,
-            })
-            .await?
-        }
+    let mounts = match run.surely(Some(driver), run.ctx(), prepare).await {
+        Err(error) if error.is(Code::AlreadyExists) => found(run, driver, &key).await,
+        prepared => prepared,
+    }?;
+    Ok((key, mounts))
+}
+
+async fn found(run: &Run, driver: &str, key: &SnapshotKey) -> Result<Vec<Mount>> {
+    let key = key.clone();
+    let info = run
+        .call_at_driver(driver, Stat { key: key.clone() })
+        .await?;
+    if run.owns(&info.labels) {
+        return run.call_at_driver(driver, Mounts { key }).await;
+    }
+    Err(Error::exists(format!(
+        "snapshot {key}: is there and not of this container; remove it or choose another id"
+    )))
+}
+
+/// Finds the image, and pulls it when that is wanted.
+async fn image(
+    run: &Run,
+    asked: &CreateContainer,
+    driver: &str,
+    name: &ImageName,
+) -> Result<ImagePlan> {
+    if asked.pull != "always"
+        && let Some(plan) = here(run, asked, name).await?
+    {
+        return Ok(plan);
+    }
+    if asked.pull == "never" {
+        return Err(Error::not_found(format!(
+            "image {name}: not here, and pull is \"never\"; pull it first"
+        )));
+    }
+    let request = Pull {
+        reference: asked.image.clone(),
+        platform: asked.platform.clone(),
+        snapshotter: driver.into(),
+        access: asked.access.clone(),
+        ..Pull::default()
     };
-    unpacked(run, &plan, driver).await?;
-    Ok((name, plan))
+    let pulled = pull::held(run, &request).await?;
+    run.call(Plan {
+        target: pulled.target,
+        platform: asked.platform.clone(),
+        shallow: false,
+    })
+    .await
 }
 
 async fn here(run: &Run, asked: &CreateContainer, name: &ImageName) -> Result<Option<ImagePlan>> {
@@ -247,19 +283,6 @@ async fn here(run: &Run, asked: &CreateContainer, name: &ImageName) -> Result<Op
         })
         .await,
     )
-}
-
-async fn unpacked(run: &Run, plan: &ImagePlan, driver: &str) -> Result<()> {
-    let Some(chain) = plan.layers.last().and_then(|layer| layer.chain_id.as_ref()) else {
-        return Ok(());
-    };
-    let stat = Stat {
-        key: SnapshotKey::new(chain.as_str())?,
-    };
-    if maybe(run.bus.call_named(driver, &run.anew(), stat).await)?.is_none() {
-        unpack::unpack(run, None, plan, driver).await?;
-    }
-    Ok(())
 }
 
 async fn spec(run: &Run, asked: &CreateContainer, rootfs: &Rootfs) -> Result<String> {

@@ -20,6 +20,7 @@ pub(super) fn ingest(blob: &Descriptor) -> Result<Ref> {
 pub(super) async fn blob(run: &Run, source: &Source<'_>, blob: &Descriptor) -> Result<()> {
     let name = blob.digest.as_str();
     run.board.part(name, "fetching", 0, blob.size);
+    let fetching = run.fetching(&ingest(blob)?);
     let (mut furthest, mut stuck) = (0, 0);
     loop {
         match once(run, source, blob, &mut furthest).await {
@@ -35,6 +36,7 @@ pub(super) async fn blob(run: &Run, source: &Source<'_>, blob: &Descriptor) -> R
             Err((error, _)) => return Err(error),
         }
     }
+    fetching.finished();
     run.board.part(name, "fetched", blob.size, blob.size);
     Ok(())
 }
@@ -93,13 +95,7 @@ pub(super) async fn documents(
     while shallow.config == shallow.manifest {
         // The index is here and what it chose, a manifest or one more index, is not.
         blob(run, source, &shallow.manifest).await?;
-        shallow = run
-            .bus
-            .call(
-                &run.ctx().step(shallow.manifest.digest.as_str()),
-                plan(true),
-            )
-            .await?;
+        shallow = run.call(plan(true)).await?;
     }
     if shallow.config_json.is_empty() {
         blob(run, source, &shallow.config).await?;

@@ -3,6 +3,7 @@
 use super::fetch::{Source, documents, everything};
 use super::{naming, unpack};
 use crate::run::Run;
+use contracts::collect::Resource;
 use contracts::images::Put;
 use contracts::operations::{Pull, PulledImage};
 use contracts::transfer::Resolve;
@@ -10,10 +11,8 @@ use contracts::{ImageName, Result};
 
 /// Brings an image in. Errors: those of the registry, the content store and the snapshot driver.
 pub(super) async fn pull(run: &Run, pull: &Pull) -> Result<PulledImage> {
-    let lease = run.hold().await?;
-    let result = held(&run.held_by(&lease), pull).await;
-    unpack::discard(run).await;
-    run.release(lease).await;
+    let result = async { held(&run.hold().await?, pull).await }.await;
+    super::finish(run).await;
     result
 }
 
@@ -24,12 +23,15 @@ pub(super) async fn held(run: &Run, pull: &Pull) -> Result<PulledImage> {
         reference: pull.reference.clone(),
         access: pull.access.clone(),
     };
-    let resolved = run.bus.call(&run.anew(), resolve).await?;
+    let resolved = run.call(resolve).await?;
     run.board.part("resolve", "done", 0, 0);
     let source = Source {
         name: &resolved.name,
         access: &pull.access,
     };
+    // What is here already is not brought in, so nothing else holds it; with it goes all that it refers to.
+    run.keep(vec![Resource::Content(resolved.target.digest.clone())])
+        .await?;
     let plan = documents(run, &source, &resolved.target, &pull.platform).await?;
     let mut pulled = PulledImage {
         name: resolved.name.clone(),
@@ -59,6 +61,5 @@ async fn name(run: &Run, name: &ImageName, pull: &Pull, pulled: &PulledImage) ->
         labels: pull.labels.clone(),
         version: None,
     };
-    run.bus.call(&run.anew(), put).await?;
-    Ok(())
+    run.call(put).await.map(drop)
 }

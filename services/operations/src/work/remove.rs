@@ -1,4 +1,4 @@
-//! Remove: task, record, snapshot.
+//! Remove: task, snapshot, record.
 
 use crate::run::{Run, maybe};
 use contracts::containers::{Delete, Get};
@@ -27,16 +27,13 @@ pub(super) async fn remove(run: &Run, asked: &Remove) -> Result<Outcome> {
     };
     let exit = task(run, asked).await?;
     if let Some(container) = container {
-        maybe(
-            run.call(Delete {
-                id: asked.id.clone(),
-            })
-            .await,
-        )?;
+        // The record goes last: it says what else there is, also to who goes on after a crash.
         if let (Some(key), false) = (container.snapshot_key, asked.keep_snapshot) {
             let remove = snapshots::Remove { key };
             maybe(run.call_at_driver(&container.snapshotter, remove).await)?;
         }
+        let id = asked.id.clone();
+        maybe(run.call(Delete { id }).await)?;
     }
     Ok(exit.map_or(Outcome::None, Outcome::Exit))
 }

@@ -1,19 +1,20 @@
 //! Unpack: layers → committed snapshots, each extracted while it is still arriving.
 //!
 //! With a driver that can rebase, layers are extracted in any order, made durable by one sync, and then committed
-//! bottom up; otherwise one after the other. Snapshots are named by chain id, so images share what they share.
+//! bottom up without waiting in between; otherwise one after the other. Snapshots are named by chain id, so images share what they share.
 
 use super::fetch::{self, Source};
 use super::naming;
 use crate::run::{Run, maybe, undone};
+use contracts::collect::Resource;
 use contracts::content::Update;
 use contracts::diff::{Applied, Apply, Settle, Sync};
 use contracts::images::Get;
 use contracts::operations::{PulledImage, Unpack};
-use contracts::snapshots::{Commit, Driver, List, Prepare, REBASE, Remove, Stat, View};
+use contracts::snapshots::{Commit, Driver, List, Prepare, REBASE, Remove, Snapshots, Stat, View};
 use contracts::transfer::{ImagePlan, Layer, Plan};
 use contracts::{Code, Descriptor, Error, LabelPatch, Labels, Mount, Paging, Result, SnapshotKey};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use std::collections::BTreeMap;
 
 /// What one layer needs: its blob and its names.
@@ -35,8 +36,16 @@ struct Extracted {
 
 /// Unpacks an image that is here.
 pub(super) async fn unpack_named(run: &Run, asked: &Unpack) -> Result<PulledImage> {
+    let result = async { unpack_held(&run.hold().await?, asked).await }.await;
+    super::finish(run).await;
+    result
+}
+
+async fn unpack_held(run: &Run, asked: &Unpack) -> Result<PulledImage> {
     let name = naming::full(run, &asked.image).await?;
     let image = run.call(Get { name: name.clone() }).await?;
+    run.keep(vec![Resource::Content(image.target.digest.clone())])
+        .await?;
     let plan = run
         .call(Plan {
             target: image.target.clone(),
@@ -45,15 +54,12 @@ pub(super) async fn unpack_named(run: &Run, asked: &Unpack) -> Result<PulledImag
         })
         .await?;
     let driver = naming::snapshotter(run, &asked.snapshotter).await?;
-    let lease = run.hold().await?;
-    let result = unpack(&run.held_by(&lease), None, &plan, &driver).await;
-    discard(run).await;
-    run.release(lease).await;
+    let snapshot = unpack(run, None, &plan, &driver).await?;
     Ok(PulledImage {
         name,
         target: image.target,
         platform: Some(plan.platform),
-        snapshot: result?,
+        snapshot,
         snapshotter: driver,
     })
 }
@@ -86,8 +92,11 @@ pub(super) async fn unpack(
     };
     // Two pulls of one image: the second waits and then finds everything there.
     let _turn = run.turn(&format!("{driver} {top}")).await;
-    let missing = missing(run, driver, &steps).await?;
-    let info = run.bus.call_named(driver, &run.ctx(), Driver {}).await?;
+    hold(run, driver, &steps).await?;
+    let (missing, info) = futures_util::try_join!(
+        missing(run, driver, &steps),
+        run.call_at_driver(driver, Driver {})
+    )?;
     if info.rebase {
         in_any_order(run, source, driver, &steps, missing).await?;
     } else {
@@ -119,20 +128,29 @@ fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
     plan.layers.iter().enumerate().map(step).collect()
 }
 
-/// Index of the lowest layer that has no snapshot: those above have none either, or are made again.
-async fn missing(run: &Run, driver: &str, steps: &[Step<'_>]) -> Result<usize> {
-    for (index, step) in steps.iter().enumerate().rev() {
-        let stat = run.call_at_driver(
-            driver,
-            Stat {
-                key: step.name.clone(),
-            },
-        );
-        if maybe(stat.await)?.is_some() {
-            return Ok(index + 1);
+/// Holds every layer, found or made, and what it is first extracted into: one write for all of them.
+async fn hold(run: &Run, driver: &str, steps: &[Step<'_>]) -> Result<()> {
+    let mut resources = Vec::new();
+    for step in steps {
+        for key in [step.name.clone(), extraction(run, step, 0)?] {
+            let driver = driver.to_owned();
+            resources.push(Resource::Snapshot { driver, key });
         }
     }
-    Ok(0)
+    run.keep(resources).await
+}
+
+/// Index of the lowest layer that has no snapshot: those above have none either, or are made again.
+async fn missing(run: &Run, driver: &str, steps: &[Step<'_>]) -> Result<usize> {
+    let stats = steps.iter().map(|step| async {
+        let key = step.name.clone();
+        maybe(run.call_at_driver(driver, Stat { key }).await)
+    });
+    let there = try_join_all(stats).await?;
+    Ok(there
+        .iter()
+        .rposition(Option::is_some)
+        .map_or(0, |top| top + 1))
 }
 
 async fn in_any_order(
@@ -158,19 +176,23 @@ async fn in_any_order(
         .buffer_unordered(run.config.parallel_layers)
         .try_collect()
         .await?;
-    let mut extracted: BTreeMap<usize, Extracted> = extracted.into_iter().flatten().collect();
+    let extracted: BTreeMap<usize, Extracted> = extracted.into_iter().flatten().collect();
     if let Some(first) = extracted.values().next() {
         sync(run, &first.mounts).await?;
     }
-    for step in &steps[missing..] {
-        if let Some(layer) = extracted.remove(&step.index) {
-            if settle(run, driver, step, &layer).await? {
-                sync(run, &layer.mounts).await?;
-            }
-            commit(run, driver, step, layer.key, true).await?;
+    let mut commits = Vec::new();
+    for (index, layer) in &extracted {
+        let step = &steps[*index];
+        if step.parent.is_some() && !layer.applied.implied.is_empty() {
+            // The one below must be there to be looked at.
+            try_join_all(commits.drain(..)).await?;
+            settle(run, driver, step, layer).await?;
+            sync(run, &layer.mounts).await?;
         }
+        commits.push(commit(run, driver, step, &layer.key, true));
     }
-    Ok(())
+    // They are sent in this order and arrive in it: none waits for the answer of the one below.
+    try_join_all(commits).await.map(drop)
 }
 
 async fn bottom_up(
@@ -198,7 +220,7 @@ async fn bottom_up(
         for step in &steps[missing..] {
             let layer = extract(run, driver, step, step.parent.clone()).await?;
             sync(run, &layer.mounts).await?;
-            commit(run, driver, step, layer.key, false).await?;
+            commit(run, driver, step, &layer.key, false).await?;
         }
         Ok(())
     };
@@ -251,12 +273,7 @@ async fn extract_once(
     parent: Option<SnapshotKey>,
     tries: u32,
 ) -> Result<Extracted> {
-    let key = SnapshotKey::new(format!(
-        "{}{}.{tries} {}",
-        prefix(run),
-        run.attempt,
-        step.name
-    ))?;
+    let key = extraction(run, step, tries)?;
     // The bottom layer has nothing below that its deletions could hide.
     let rebased = parent.is_none() && step.parent.is_some();
     let labels = rebased
@@ -268,7 +285,11 @@ async fn extract_once(
         parent,
         labels,
     };
-    let mounts = run.bus.call_named(driver, &run.anew(), prepare).await?;
+    let prepared = (driver.to_owned(), key.clone());
+    run.left().prepared.borrow_mut().insert(prepared);
+    // The first try is held with all others.
+    let ctx = if tries == 0 { run.kept() } else { run.ctx() };
+    let mounts = run.bus.call_named(driver, &ctx, prepare).await?;
     let apply = Apply {
         layer: step.blob.clone(),
         r#ref: Some(fetch::ingest(step.blob)?),
@@ -304,11 +325,18 @@ async fn extract_once(
     )))
 }
 
-/// Gives directories that the layer only implied the look they have below. Says whether there were any.
-async fn settle(run: &Run, driver: &str, step: &Step<'_>, layer: &Extracted) -> Result<bool> {
-    let (Some(parent), false) = (&step.parent, layer.applied.implied.is_empty()) else {
-        return Ok(false);
-    };
+/// The snapshot that a layer is extracted into.
+fn extraction(run: &Run, step: &Step<'_>, tries: u32) -> Result<SnapshotKey> {
+    SnapshotKey::new(format!(
+        "{}{}.{tries} {}",
+        prefix(run),
+        run.attempt,
+        step.name
+    ))
+}
+
+/// Gives directories that the layer only implied the look they have below.
+async fn settle(run: &Run, driver: &str, step: &Step<'_>, layer: &Extracted) -> Result<()> {
     let key = SnapshotKey::new(format!(
         "{}settle {} {}",
         prefix(run),
@@ -317,41 +345,30 @@ async fn settle(run: &Run, driver: &str, step: &Step<'_>, layer: &Extracted) -> 
     ))?;
     let view = View {
         key: key.clone(),
-        parent: Some(parent.clone()),
+        parent: step.parent.clone(),
         labels: Labels::new(),
     };
-    let below = run.bus.call_named(driver, &run.anew(), view).await?;
+    let below = run.call_at_driver(driver, view).await?;
     let settle = Settle {
         mounts: layer.mounts.clone(),
         parent: below,
         implied: layer.applied.implied.clone(),
     };
-    let settled = run.bus.call(&run.anew(), settle).await;
-    undone(
-        "view",
-        run.bus
-            .call_named(driver, &run.anew(), Remove { key })
-            .await,
-    );
-    settled.map(|()| true)
+    let settled = run.call(settle).await;
+    undone("view", run.call_at_driver(driver, Remove { key }).await);
+    settled
 }
 
 async fn sync(run: &Run, mounts: &[Mount]) -> Result<()> {
-    run.bus
-        .call(
-            &run.anew(),
-            Sync {
-                mounts: mounts.to_vec(),
-            },
-        )
-        .await
+    let mounts = mounts.to_vec();
+    run.call(Sync { mounts }).await
 }
 
 async fn commit(
     run: &Run,
     driver: &str,
     step: &Step<'_>,
-    key: SnapshotKey,
+    key: &SnapshotKey,
     rebase: bool,
 ) -> Result<()> {
     let parent = step.parent.clone().filter(|_| rebase);
@@ -361,11 +378,15 @@ async fn commit(
         parent,
         labels: Labels::new(),
     };
-    match run.bus.call_named(driver, &run.anew(), commit).await {
+    match run.bus.call_named(driver, &run.kept(), commit).await {
+        Ok(()) => {
+            let committed = (driver.to_owned(), key.clone());
+            run.left().prepared.borrow_mut().remove(&committed);
+        }
         // Somebody else was faster; this copy goes when the work is discarded.
-        Err(error) if error.is(Code::AlreadyExists) => Ok(()),
-        result => result,
-    }?;
+        Err(error) if error.is(Code::AlreadyExists) => {}
+        Err(error) => return Err(error),
+    }
     run.board.part(
         step.blob.digest.as_str(),
         "done",
@@ -386,32 +407,53 @@ async fn refer(run: &Run, plan: &ImagePlan, driver: &str, top: &SnapshotKey) -> 
             set,
         },
     };
-    run.bus.call(&run.anew(), update).await.map(|_| ())
+    run.call(update).await.map(drop)
 }
 
 /// How the snapshots that this operation is still working on begin.
 fn prefix(run: &Run) -> String {
-    format!("extract {} ", run.id())
+    format!("extract {} ", run.tag())
 }
 
-/// Removes what this operation, in any attempt, prepared and did not commit.
-pub(super) async fn discard(run: &Run) {
-    let drivers = run.bus.peers::<contracts::snapshots::Snapshots>().to_vec();
-    for driver in drivers {
-        let filter = format!("name~=\"^{}\"", prefix(run));
-        let list = List {
-            paging: Paging {
-                filters: vec![filter],
-                ..Paging::default()
-            },
+/// Removes what this operation prepared and did not commit; what an earlier attempt left, too, when it looks for it.
+pub(super) async fn discard(run: &Run, looking: bool) {
+    let mut left = std::mem::take(&mut *run.left().prepared.borrow_mut());
+    if looking {
+        left.extend(found(run).await);
+    }
+    let ctx = run.ctx().step("discard");
+    for (driver, key) in left {
+        let removed = run.bus.call_named(&driver, &ctx, Remove { key }).await;
+        undone("extraction", removed);
+    }
+}
+
+/// What is there of this operation's extractions.
+async fn found(run: &Run) -> Vec<(String, SnapshotKey)> {
+    let mut found = Vec::new();
+    for driver in run.bus.peers::<Snapshots>() {
+        let mut paging = Paging {
+            filters: vec![format!("name~=\"^{}\"", prefix(run))],
+            ..Paging::default()
         };
-        let found = run.bus.call_at(&driver, &run.anew(), list).await;
-        for info in found.map(|page| page.items).unwrap_or_default() {
-            let removed = run
-                .bus
-                .call_at(&driver, &run.anew(), Remove { key: info.key })
-                .await;
-            undone("extraction", removed);
+        loop {
+            let list = List {
+                paging: paging.clone(),
+            };
+            let page = match run.bus.call_at(driver, &run.ctx(), list).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(%driver, %error, "what was not committed stays for the collector");
+                    break;
+                }
+            };
+            let keys = page.items.into_iter().map(|info| info.key);
+            found.extend(keys.map(|key| (driver.id().to_owned(), key)));
+            if page.next.is_empty() {
+                break;
+            }
+            paging.token = page.next;
         }
     }
+    found
 }
