@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::events::SocketFile;
+use crate::launch::Launch;
 use crate::layout::Layout;
 use crate::live::{Live, Tracked};
 use crate::record::{self, Name, Program};
@@ -11,7 +12,7 @@ use contracts::tasks::{Exit, List, Status, Task};
 use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -31,6 +32,8 @@ pub(crate) struct Engine {
     live: RefCell<BTreeMap<Name, Rc<Live>>>,
     /// Removals of bundles that are under way: a new task of that name waits for them.
     pub(crate) burials: RefCell<HashMap<Name, JoinHandle<()>>>,
+    /// Shims that were told to end and have not yet, by their sockets.
+    pub(crate) ending: RefCell<HashMap<PathBuf, Launch>>,
     /// Held while a shim makes cgroups, so that an empty parent is not removed under its feet.
     pub(crate) cgroups: Rc<tokio::sync::RwLock<()>>,
     /// Namespaces whose parent cgroup is about to be looked at.
@@ -64,6 +67,7 @@ impl Engine {
             own: own_shim(config),
             live: RefCell::default(),
             burials: RefCell::default(),
+            ending: RefCell::default(),
             cgroups: Rc::default(),
             unswept: RefCell::default(),
             socket: RefCell::default(),

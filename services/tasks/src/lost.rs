@@ -100,10 +100,20 @@ impl Engine {
         } else {
             live.launch.bundle.clone()
         };
+        let launch = Launch {
+            bundle: bundle.clone(),
+            ..live.launch.clone()
+        };
+        let socket = launch.socket.clone();
+        self.ending.borrow_mut().insert(socket.clone(), launch);
+        let engine = Rc::downgrade(self);
         let (name, live) = (live.name.clone(), live.clone());
         let burial = tokio::task::spawn_local(async move {
             gone(&live).await;
             drop(live);
+            if let Some(engine) = engine.upgrade() {
+                engine.ending.borrow_mut().remove(&socket);
+            }
             if let Err(error) = blocking(move || bundle::remove(&bundle)).await {
                 tracing::warn!(%error, "a bundle stays until tasks starts again");
             }

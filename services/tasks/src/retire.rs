@@ -96,21 +96,34 @@ impl Engine {
     /// Ends the shims that were about to be retired when this process stops. Blocks for [`LAST`] at most.
     pub(crate) fn retire_last(&self, ended: &[Rc<Live>]) {
         let (done, wait) = mpsc::channel();
+        // One that was told to end may still wait to be heard by this process, which listens no more.
+        let mut left: Vec<_> = self
+            .ending
+            .take()
+            .into_values()
+            // The next task of that name may run in the same cgroup by now.
+            .filter(|launch| self.find(&launch.name).is_none_or(|it| it.retired.get()))
+            .map(|launch| (launch, String::new()))
+            .collect();
         for live in ended {
-            let (launch, done) = (live.launch.clone(), done.clone());
             let record = self.store.get(&live.name);
             let cgroup = record.map(|record| record.cgroup).unwrap_or_default();
-            std::thread::spawn(move || {
-                retire_blocking(&launch, &cgroup);
-                let _ = done.send(());
-            });
+            left.push((live.launch.clone(), cgroup));
             live.retired.set(true);
             self.unswept
                 .borrow_mut()
                 .insert(live.name.namespace.clone());
         }
+        let count = left.len();
+        for (launch, cgroup) in left {
+            let done = done.clone();
+            std::thread::spawn(move || {
+                retire_blocking(&launch, &cgroup);
+                let _ = done.send(());
+            });
+        }
         let end = Instant::now() + LAST;
-        for _ in ended {
+        for _ in 0..count {
             let _ = wait.recv_timeout(end.saturating_duration_since(Instant::now()));
         }
     }
