@@ -235,7 +235,12 @@ impl Store {
                         expected,
                         labels: labels.clone(),
                     };
-                    return self.commit(commit).await.map(drop);
+                    match self.commit(commit).await {
+                        // Another writer of the same bytes was faster, or the store restarted before it had them all.
+                        Err(error)
+                            if matches!(error.code, Code::NotFound | Code::FailedPrecondition) => {}
+                        done => return done.map(drop),
+                    }
                 }
             }
         }
