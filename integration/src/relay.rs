@@ -1,4 +1,4 @@
-//! A line to a server that can be cut: what a bad network does to a download.
+//! A line to a server that can be cut or held: what a bad network does to a download.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,15 +6,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::Outcome;
+
+/// What passes together, in bytes: the grain of [`Relay::let_pass`].
+const PIECE: usize = 16 * 1024;
 
 /// Passes connections on to a server, and cuts one after a number of bytes, as often as told.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
     cuts: Arc<Mutex<Cuts>>,
+    gate: Arc<Semaphore>,
     accepting: JoinHandle<()>,
 }
 
@@ -30,6 +35,13 @@ impl Relay {
     /// Starts to pass connections on to `server`. After each `every` bytes from the server, counted over all
     /// connections, the connection that carries them is cut; `times` in all. Errors: no free port.
     pub async fn start(server: SocketAddr, every: usize, times: usize) -> Outcome<Self> {
+        let relay = Self::held(server, every, times).await?;
+        relay.open();
+        Ok(relay)
+    }
+
+    /// The same, but nothing comes back from the server until [`Relay::let_pass`] or [`Relay::open`]. Errors: no free port.
+    pub async fn held(server: SocketAddr, every: usize, times: usize) -> Outcome<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let cuts = Arc::new(Mutex::new(Cuts {
@@ -38,12 +50,25 @@ impl Relay {
             left: times,
             done: 0,
         }));
-        let accepting = tokio::spawn(accept(listener, server, Arc::clone(&cuts)));
+        let gate = Arc::new(Semaphore::new(0));
+        let passing = (Arc::clone(&cuts), Arc::clone(&gate));
+        let accepting = tokio::spawn(accept(listener, server, passing));
         Ok(Self {
             address,
             cuts,
+            gate,
             accepting,
         })
+    }
+
+    /// Lets about so many more bytes come back, over all connections.
+    pub fn let_pass(&self, bytes: usize) {
+        self.gate.add_permits(bytes.div_ceil(PIECE));
+    }
+
+    /// Holds nothing back any more.
+    pub fn open(&self) {
+        self.gate.close();
     }
 
     /// Returns where it listens.
@@ -66,18 +91,22 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, server: SocketAddr, cuts: Arc<Mutex<Cuts>>) {
+async fn accept(
+    listener: TcpListener,
+    server: SocketAddr,
+    passing: (Arc<Mutex<Cuts>>, Arc<Semaphore>),
+) {
     while let Ok((client, _)) = listener.accept().await {
         let Ok(upstream) = TcpStream::connect(server).await else {
             continue;
         };
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = upstream.into_split();
-        let cuts = Arc::clone(&cuts);
+        let (cuts, gate) = passing.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = upward(from_client, to_server) => {}
-                () = downward(from_server, to_client, &cuts) => {}
+                () = downward(from_server, to_client, &cuts, &gate) => {}
             }
         });
     }
@@ -90,9 +119,18 @@ async fn upward(mut client: OwnedReadHalf, mut server: OwnedWriteHalf) {
     }
 }
 
-async fn downward(mut server: OwnedReadHalf, mut client: OwnedWriteHalf, cuts: &Mutex<Cuts>) {
-    let mut buffer = vec![0; 16 * 1024];
+async fn downward(
+    mut server: OwnedReadHalf,
+    mut client: OwnedWriteHalf,
+    cuts: &Mutex<Cuts>,
+    gate: &Semaphore,
+) {
+    let mut buffer = vec![0; PIECE];
     while let Ok(length @ 1..) = server.read(&mut buffer).await {
+        // A closed gate is an open line.
+        if let Ok(piece) = gate.acquire().await {
+            piece.forget();
+        }
         let allowed = cuts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
