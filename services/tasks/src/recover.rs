@@ -62,6 +62,11 @@ impl Engine {
             }));
         }
         self.clear_orphans(known);
+        // A predecessor that was killed may have owed a namespace the removal of its empty parent cgroup.
+        let logged = names_in(&self.layout.all_logs());
+        logged
+            .iter()
+            .for_each(|name| self.sweep_cgroups_of(&name.namespace));
         self.sweep_logs_hourly();
         Ok(())
     }
