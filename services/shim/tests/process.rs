@@ -37,7 +37,7 @@ async fn kill_all_ends_a_container_that_shares_the_hosts_pids() -> Outcome {
     shim.up().await?;
     until("all run", || shim.out().contains("ready")).await?;
     let pids = pids(&shim).await?;
-    assert_eq!(pids.len(), 3);
+    assert!(pids.len() >= 3, "{pids:?}");
     shim.kill(9, false).await?;
     assert_eq!(shim.wait().await?, 137);
     until("the others are ended too", || {
