@@ -117,6 +117,9 @@ pub struct Unpack {
 }
 
 /// Makes a container. Result: [`Outcome::Container`], with [`Work::Run`] [`Outcome::Task`].
+///
+/// A failure leaves nothing of it. The record and its snapshot carry the label `gantry.io/operation`, which says whose
+/// they are while the work goes on.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateContainer {
     /// Its id.

@@ -1,8 +1,7 @@
 //! Operations: work of several steps, journaled, so that it goes on after any crash and anybody may watch it.
 //!
 //! Owns the journal: which work was begun, for whom, and how it ended. Everything the work does is done by the owners of
-//! the facts, through calls that derive their operation ids from the work's own, so a step that is repeated after a
-//! crash takes effect once. Must not know how any step is done: it parses no image, touches no file, speaks to no registry.
+//! the facts. Must not know how any step is done: it parses no image, touches no file, speaks to no registry.
 //!
 //! ```text
 //! operations.redb
@@ -21,11 +20,18 @@
 //! | `work/*.rs` | one file per kind of work: its steps, and how they are undone |
 //!
 //! A crash loses live progress, never work: what was running is begun again from its first step, and finds most of it
-//! done (blobs resume at their offset, finished layers exist). Work that had credentials or a live archive cannot be
-//! begun again, for neither is ever written down: it fails and says so.
+//! done (blobs resume at their offset, finished layers exist). Each attempt acts under operation ids of its own, because
+//! what an earlier one did may have been undone since; it knows what it made under names that users choose by the label
+//! `gantry.io/operation`, and undoes nothing that lacks it. Calls about a task are the exception: they are the same for
+//! the same container in every attempt, so that no process is started twice.
+//!
+//! Work that had credentials or a live archive cannot be begun again, for neither is ever written down: it is undone,
+//! fails and says so. Cancelled work is undone, too. What is found or made is held by a lease before it is looked at.
 
 mod board;
 mod config;
+#[cfg(test)]
+mod resumed;
 mod run;
 mod service;
 mod store;

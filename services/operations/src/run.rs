@@ -4,8 +4,10 @@ use crate::board::Board;
 use crate::config::Config;
 use bus::{Bus, Ctx};
 use contracts::collect::Resource;
-use contracts::leases::{Add, Create, Delete};
-use contracts::{Code, Error, Labels, LeaseId, OperationId, Ref, Request, Result, SnapshotKey};
+use contracts::leases::{Add, Create, Delete, Resources};
+use contracts::{
+    Code, Error, Labels, LeaseId, OperationId, Paging, Ref, Request, Result, SnapshotKey,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::{cell::Cell, cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, OwnedMutexGuard, RwLock};
@@ -264,12 +266,37 @@ impl Run {
         }
     }
 
-    /// Ingests that this operation left unfinished and that no other one waits for.
-    pub(crate) fn unfinished(&self) -> Vec<Ref> {
+    /// Ingests that this operation left unfinished and that no other one waits for: those that it knows of, and those
+    /// that its own lease holds.
+    pub(crate) async fn unfinished(&self) -> Vec<Ref> {
+        let mut left = std::mem::take(&mut *self.left.ingests.borrow_mut());
+        match self.leased().await {
+            Ok(leased) => left.extend(leased),
+            Err(error) if error.is(Code::NotFound) => {}
+            Err(error) => tracing::warn!(%error, "unfinished writes stay for the collector"),
+        }
         let fetching = self.shared.fetching.borrow();
-        let left = self.left.ingests.borrow();
-        let alone = |name: &&Ref| !fetching.contains_key(&self.local(name.as_str()));
-        left.iter().filter(alone).cloned().collect()
+        left.retain(|name| !fetching.contains_key(&self.local(name.as_str())));
+        left.into_iter().collect()
+    }
+
+    async fn leased(&self) -> Result<Vec<Ref>> {
+        let (mut ingests, mut paging) = (Vec::new(), Paging::default());
+        loop {
+            let resources = Resources {
+                id: self.lease()?,
+                paging: paging.clone(),
+            };
+            let page = self.call(resources).await?;
+            ingests.extend(page.items.into_iter().filter_map(|held| match held {
+                Resource::Ingest(name) => Some(name),
+                _ => None,
+            }));
+            if page.next.is_empty() {
+                return Ok(ingests);
+            }
+            paging.token = page.next;
+        }
     }
 
     fn local(&self, what: &str) -> String {

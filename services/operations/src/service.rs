@@ -131,12 +131,12 @@ impl Hands {
             Ok(work) => tokio::select! {
                 result = work::perform(&run, work) => (result, State::Failed),
                 Ok(()) = cancelled => {
-                    work::abandon(&run, &record.operation).await;
+                    work::abandon(&run, &record.operation, true).await;
                     (Err(Error::cancelled(format!("operation {id}: cancelled"))), State::Cancelled)
                 }
             },
             Err(error) => {
-                work::abandon(&run, &record.operation).await;
+                work::abandon(&run, &record.operation, false).await;
                 (Err(error), State::Failed)
             }
         };

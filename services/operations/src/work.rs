@@ -13,7 +13,7 @@ mod unpack;
 use crate::run::{Run, undone};
 use contracts::content::Abort;
 use contracts::operations::{Operation, Outcome, Work};
-use contracts::{ContainerId, Result};
+use contracts::{ContainerId, Ref, Result};
 
 /// Does the work. What a failure leaves behind is undone here; what it cannot undo ends with its lease.
 pub(crate) async fn perform(run: &Run, work: Work) -> Result<Outcome> {
@@ -38,8 +38,8 @@ async fn finish(run: &Run) {
     run.release().await;
 }
 
-/// Cleans up after work whose steps were dropped in the middle, in this process or in one that died.
-pub(crate) async fn abandon(run: &Run, operation: &Operation) {
+/// Cleans up after work whose steps were dropped in the middle, because it was cancelled or its process died.
+pub(crate) async fn abandon(run: &Run, operation: &Operation, cancelled: bool) {
     run.settled().await;
     if matches!(operation.kind.as_str(), "create" | "run")
         && let Ok(id) = ContainerId::new(operation.subject.as_str())
@@ -47,10 +47,21 @@ pub(crate) async fn abandon(run: &Run, operation: &Operation) {
         container::undo(run, &id).await;
     }
     unpack::discard(run, true).await;
+    // What a pull has fetched helps the next one; nobody wants it when it was cancelled, and nobody reads an archive twice.
+    let unfinished = if cancelled || operation.kind == "import" {
+        run.unfinished().await
+    } else {
+        Vec::new()
+    };
     run.release().await;
     // Last, when those who wrote have heard that nobody waits any more.
-    for name in run.unfinished() {
+    forget(run, unfinished).await;
+}
+
+/// Drops unfinished writes.
+async fn forget(run: &Run, unfinished: Vec<Ref>) {
+    for name in unfinished {
         let abort = Abort { r#ref: name };
-        undone("ingest", run.call(abort).await);
+        undone("unfinished write", run.call(abort).await);
     }
 }

@@ -12,7 +12,13 @@ use futures_util::StreamExt;
 /// Stores, names and unpacks what an archive holds.
 pub(super) async fn import(run: &Run, import: Import) -> Result<Vec<PulledImage>> {
     let result = async { held(&run.hold().await?, import).await }.await;
+    let unfinished = match &result {
+        Ok(_) => Vec::new(),
+        // Nobody reads an archive twice: what it did not finish is of no use.
+        Err(_) => run.unfinished().await,
+    };
     super::finish(run).await;
+    super::forget(run, unfinished).await;
     result
 }
 
