@@ -6,6 +6,9 @@ use bus::{Bus, Call, Ctx, Reply, Routes};
 use contracts::collect::{Count, Tally};
 use contracts::namespaces::{Delete, Get, Info, List, Put, Update};
 use contracts::{Error, Labels, Namespace, Page, PluginId, Result};
+use contracts::{
+    containers::Containers, content::Content, images::Images, leases::Leases, snapshots::Snapshots,
+};
 use filter::{Fields, Filters};
 use std::borrow::Cow;
 
@@ -48,11 +51,10 @@ impl Handler<Call<Get>> for NamespacesService {
             if let Some(info) = store.get(&name)? {
                 return Ok(info);
             }
-            let held = held(&bus, &call.ctx, Some(&name)).await?;
-            if held.is_empty() {
-                Err(missing(&name))
-            } else {
+            if is_used(&bus, &call.ctx, &name).await? {
                 Ok(bare(name))
+            } else {
+                Err(missing(&name))
             }
         })
     }
@@ -151,6 +153,26 @@ async fn held(bus: &Bus, ctx: &Ctx, only: Option<&Namespace>) -> Result<Vec<Coun
         .into_iter()
         .flatten()
         .collect())
+}
+
+/// Whether any owner holds something of a namespace. Those that hold least are asked first, and the others only when they
+/// hold nothing: this is asked for whenever work is begun, and counting takes the longer the more there is.
+async fn is_used(bus: &Bus, ctx: &Ctx, name: &Namespace) -> Result<bool> {
+    let small = [
+        bus.peers::<Leases>(),
+        bus.peers::<Images>(),
+        bus.peers::<Containers>(),
+    ];
+    let large = [bus.peers::<Snapshots>(), bus.peers::<Content>()];
+    for owner in small.into_iter().chain(large).flatten() {
+        let tally = Tally {
+            namespace: Some(name.clone()),
+        };
+        if !bus.call_at(owner, ctx, tally).await?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn not_empty(name: &Namespace, held: &[Count]) -> Error {
