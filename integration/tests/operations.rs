@@ -9,12 +9,14 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
 use integration::Outcome;
-use integration::image::{Packed, sample};
+use integration::image::{Compression, Entry, Image, Layer, Packed, sample};
 use integration::node::Node;
 use integration::process::until;
 use integration::registry::Registry;
 use integration::relay::Relay;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 
 const SOON: Duration = Duration::from_secs(30);
 /// What a pull needs before its first layer: documents and their headers.
@@ -429,6 +431,81 @@ async fn a_pull_under_a_lease_of_the_user_is_held_by_it() -> Outcome {
     assert_eq!(node.list("/content").await?.len(), 8);
     assert_eq!(node.list("/snapshots/overlayfs").await?.len(), 6);
     node.delete(&node.at("/leases/mine")).await?.ok()?;
+    node.collect().await?;
+    assert_eq!(left(&node).await?, BTreeSet::new());
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn an_image_with_the_same_layer_again_and_again_is_pulled_by_many() -> Outcome {
+    let registry = Registry::start().await?;
+    let base = sample::busybox_layer()?.pack(Compression::Gzip)?;
+    let empty = Layer::new().pack(Compression::Gzip)?;
+    let mark = Layer::new()
+        .with(&Entry::file("mark", "x"))
+        .pack(Compression::Zstd)?;
+    let mut image = Image::new().layer(base);
+    for _ in 0..4 {
+        image = image.layer(empty.clone()).layer(mark.clone());
+    }
+    let image = image.pack();
+    let names = ["one", "two", "three"];
+    let mut pulls = Vec::new();
+    let node = Node::start().await?;
+    for name in names {
+        let name = registry.push(&image, name, "1").await?;
+        for _ in 0..2 {
+            let body = json!({"ref": name, "plain_http": true});
+            pulls.push(begin(&node, "/images:pull", body).await?);
+        }
+    }
+    for operation in pulls {
+        let done = ended(&node, &operation).await?;
+        assert_eq!(done["state"], "done", "{done}");
+        assert_eq!(done["result"]["snapshot"], image.chain_id());
+    }
+    node.collect().await?;
+    let name = registry.name("two:1");
+    node.run("one", &name, &["cat", "/mark"]).await?;
+    assert_eq!(node.exit_code("one").await?, 0);
+    node.remove("one").await?;
+    for name in names {
+        let name = registry.name(&format!("{name}:1"));
+        node.delete(&node.at(&format!("/images/{name}")))
+            .await?
+            .ok()?;
+    }
+    node.collect().await?;
+    assert_eq!(left(&node).await?, BTreeSet::new());
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn an_archive_that_breaks_off_leaves_nothing() -> Outcome {
+    let node = Node::start().await?;
+    let archive = sample::layers(3, 24 << 20)?.oci_layout("r/broken:1");
+    let path = node.at("/images:import");
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: gantry\r\ncontent-type: application/x-tar\r\ncontent-length: {}\r\n\r\n",
+        archive.len()
+    );
+    let mut line = UnixStream::connect(node.state().join("gantry.sock")).await?;
+    line.write_all(head.as_bytes()).await?;
+    line.write_all(&archive[..archive.len() * 2 / 3]).await?;
+    until("it is being stored", SOON, async || {
+        let ingests = node.list("/ingests").await.ok()?;
+        (!ingests.is_empty()).then_some(())
+    })
+    .await?;
+    drop(line);
+    until("it has failed", SOON, async || {
+        let list = node.get("/v1/operations").await.ok()?.ok().ok()?;
+        (list["items"][0]["state"] == "failed").then_some(())
+    })
+    .await?;
+    let left_now = left(&node).await?;
+    let only_content = left_now.iter().all(|row| row.starts_with("/content "));
+    assert!(only_content, "{left_now:?}");
     node.collect().await?;
     assert_eq!(left(&node).await?, BTreeSet::new());
     node.stop_clean().await
