@@ -157,9 +157,9 @@ async fn one_pull_outlives_the_death_of_everybody_who_works_on_it() -> Outcome {
         let killed = node.kill(plugin).await?;
         node.until_ready_after(killed).await?;
         let before = moved(&node, &operation).await;
-        line.relay.let_pass(1 << 20);
-        // A successor begins to count anew.
+        // A successor begins to count anew, and a full pipe of bytes may have died with its reader.
         until("it moves again", SOON, async || {
+            line.relay.let_pass(1 << 20);
             let now = moved(&node, &operation).await;
             (now > Some(0) && now != before).then_some(())
         })
