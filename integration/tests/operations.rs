@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -474,6 +474,79 @@ async fn an_image_with_the_same_layer_again_and_again_is_pulled_by_many() -> Out
         node.delete(&node.at(&format!("/images/{name}")))
             .await?
             .ok()?;
+    }
+    node.collect().await?;
+    assert_eq!(left(&node).await?, BTreeSet::new());
+    node.stop_clean().await
+}
+
+/// Pulls, runs and deletes names of its own, which share their layers with those of everybody else.
+async fn busy(node: &Node, names: &[String], number: usize, until: Instant) -> Outcome<usize> {
+    let (drivers, mut turns) = (["overlayfs", "native"], 0);
+    while Instant::now() < until {
+        let name = &names[(number + turns) % names.len()];
+        let (id, own) = (format!("box-{number}"), format!("docker.io/r/own-{number}:{turns}"));
+        node.pull(name).await?;
+        // Only its own name is its own: the one that was pulled may go at any time.
+        let tag = node.at(&format!("/images/{name}:tag"));
+        let tagged = node.post(&tag, json!({"name": own})).await?;
+        if tagged.status.is_success() {
+            let body = json!({
+                "id": id, "image": own, "pull": "never", "args": ["cat", "/mark"],
+                "snapshotter": drivers[turns % 2],
+            });
+            node.run_with(body)
+                .await
+                .map_err(|error| format!("{own}: {error}"))?;
+            node.delete(&node.at(&format!("/images/{own}")))
+                .await?
+                .ok()?;
+            assert_eq!(node.exit_code(&id).await?, 0, "{}", node.logs(&id).await?);
+            node.remove(&id).await?;
+        }
+        let _ = node.delete(&node.at(&format!("/images/{name}"))).await?;
+        turns += 1;
+    }
+    Ok(turns)
+}
+
+#[actix_rt::test]
+async fn nothing_is_lost_while_many_pull_run_and_delete_against_collections() -> Outcome {
+    let (registry, node) = (Registry::start().await?, Node::start().await?);
+    let base = sample::busybox_layer()?.pack(Compression::Gzip)?;
+    let mark = Layer::new()
+        .with(&Entry::file("mark", "x"))
+        .pack(Compression::Gzip)?;
+    let mut names = Vec::new();
+    for number in 0..3 {
+        let entry = Entry::file(&format!("only-{number}"), "x");
+        let own = Layer::new().with(&entry).pack(Compression::Gzip)?;
+        let image = Image::new()
+            .layer(base.clone())
+            .layer(mark.clone())
+            .layer(own);
+        names.push(
+            registry
+                .push(&image.pack(), &format!("image-{number}"), "1")
+                .await?,
+        );
+    }
+    let until = Instant::now() + Duration::from_secs(8);
+    let collecting = async {
+        let mut rounds = 0;
+        while Instant::now() < until {
+            node.collect().await?;
+            rounds += 1;
+        }
+        Ok::<_, integration::Error>(rounds)
+    };
+    let busy = |number| busy(&node, &names, number, until);
+    let (rounds, a, b, c) = tokio::join!(collecting, busy(0), busy(1), busy(2));
+    let (rounds, turns) = (rounds?, a? + b? + c?);
+    println!("{turns} turns against {rounds} collections");
+    assert!(rounds > 3 && turns > 3);
+    for name in names {
+        let _ = node.delete(&node.at(&format!("/images/{name}"))).await?;
     }
     node.collect().await?;
     assert_eq!(left(&node).await?, BTreeSet::new());
