@@ -32,6 +32,8 @@ struct Things {
     asked: Vec<String>,
     container: Option<Container>,
     snapshot: Option<Info>,
+    /// Whether the operation has its lease already.
+    leased: bool,
     /// Operation ids of the calls that made or started a task.
     tasks: Vec<(String, OperationId)>,
 }
@@ -147,16 +149,27 @@ impl World {
     }
 
     fn leases(&self) -> Fake<Leases> {
-        let (create, delete) = (self.clone(), self.clone());
+        let (create, update, delete) = (self.clone(), self.clone(), self.clone());
+        let lease = |id| Lease {
+            id,
+            labels: Labels::new(),
+            created_at: Timestamp(1),
+            expires_at: None,
+        };
         Fake::new("local")
             .on(move |_, asked: l::Create| {
                 create.say("hold");
-                Ok(Lease {
-                    id: asked.id.ok_or_else(|| Error::invalid("no id"))?,
-                    labels: Labels::new(),
-                    created_at: Timestamp(1),
-                    expires_at: None,
-                })
+                if create.0.borrow().leased {
+                    return Err(Error::exists("lease: is there already"));
+                }
+                Ok(lease(asked.id.ok_or_else(|| Error::invalid("no id"))?))
+            })
+            .on(move |_, asked: l::Update| {
+                let end = asked.labels.set.values().flatten().next();
+                let later =
+                    end.and_then(|end| end.parse::<Timestamp>().ok()) > Some(Timestamp::now());
+                update.say(format!("prolong {later}"));
+                Ok(lease(asked.id))
             })
             .on(move |_, asked: l::Delete| {
                 delete.say(format!("release {}", asked.id));
@@ -328,6 +341,27 @@ async fn interrupted_work_can_be_watched_and_cancelled_at_once() {
     assert_ne!(end.unwrap().state, State::Running);
     let kept = node.bus().call(&ctx(), Get { id }).await.unwrap();
     assert_ne!(kept.state, State::Running);
+}
+
+#[actix_rt::test]
+async fn a_lease_of_an_earlier_attempt_is_prolonged() {
+    let work = Work::Pull(Pull {
+        reference: "r:5000/a:1".into(),
+        ..Pull::default()
+    });
+    let dir = interrupted("mine", &work).await;
+    let world = World::default();
+    world.0.borrow_mut().leased = true;
+    let node = world.start(&dir);
+    assert_eq!(end(&node, "mine").await.state, State::Failed);
+    let wanted = [
+        "hold",
+        "prolong true",
+        "resolve under operation-mine",
+        "look for extractions",
+        "release operation-mine",
+    ];
+    assert_eq!(world.asked(), wanted);
 }
 
 #[actix_rt::test]

@@ -4,9 +4,10 @@ use crate::board::Board;
 use crate::config::Config;
 use bus::{Bus, Ctx};
 use contracts::collect::Resource;
-use contracts::leases::{Add, Create, Delete, Resources};
+use contracts::leases::{Add, Create, Delete, Resources, Update};
 use contracts::{
-    Code, Error, Labels, LeaseId, OperationId, Paging, Ref, Request, Result, SnapshotKey,
+    Code, Error, LabelPatch, Labels, LeaseId, OperationId, Paging, Ref, Request, Result,
+    SnapshotKey, Timestamp,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::{cell::Cell, cell::RefCell, rc::Rc, sync::Arc, time::Duration};
@@ -18,6 +19,8 @@ const STEP: Duration = Duration::from_secs(120);
 const STREAM: Duration = Duration::from_secs(24 * 3600);
 /// How long a lease outlives an operation that nobody finishes. Source: containerd, default lease expiry.
 const LEASE: u64 = 24 * 3600;
+/// Moment at which a lease ends by itself, RFC 3339. Source: containerd, docs/garbage-collection.md.
+const EXPIRE: &str = "containerd.io/gc.expire";
 /// Label of what an operation makes under a name that users choose: the operation's id. What lacks it is somebody else's.
 const OWNER: &str = "gantry.io/operation";
 
@@ -217,12 +220,23 @@ impl Run {
             ..Create::default()
         };
         match self.call(create).await {
-            Err(error) if !error.is(Code::AlreadyExists) => return Err(error),
-            _ => {}
+            // An earlier attempt made it, maybe long ago.
+            Err(error) if error.is(Code::AlreadyExists) => self.prolong(&id).await?,
+            made => drop(made?),
         }
         let mut held = self.clone();
         held.ctx = held.ctx.with_lease(Some(id));
         Ok(held)
+    }
+
+    async fn prolong(&self, id: &LeaseId) -> Result<()> {
+        let end = Timestamp::now().plus_seconds(i64::try_from(LEASE).unwrap_or(i64::MAX));
+        let labels = LabelPatch {
+            replace: false,
+            set: [(EXPIRE.to_owned(), Some(end.to_string()))].into(),
+        };
+        let id = id.clone();
+        self.call(Update { id, labels }).await.map(drop)
     }
 
     /// Holds what is here, or will be, before it is looked at: then it cannot go in between.
