@@ -33,7 +33,7 @@ struct Line {
 impl Line {
     async fn start() -> Outcome<Self> {
         let registry = Registry::start().await?;
-        let image = sample::layers(5, 40 << 20)?;
+        let image = sample::layers(5, 80 << 20)?;
         registry.push(&image, "layers", "1").await?;
         let relay = Relay::held(registry.address(), usize::MAX, 0).await?;
         Ok(Self {
@@ -157,9 +157,10 @@ async fn one_pull_outlives_the_death_of_everybody_who_works_on_it() -> Outcome {
         let killed = node.kill(plugin).await?;
         node.until_ready_after(killed).await?;
         let before = moved(&node, &operation).await;
-        // A successor begins to count anew, and a full pipe of bytes may have died with its reader.
+        // Twice what a pipe holds, for a full one may have died with its reader.
+        line.relay.let_pass(2 << 20);
+        // A successor begins to count anew.
         until("it moves again", SOON, async || {
-            line.relay.let_pass(1 << 20);
             let now = moved(&node, &operation).await;
             (now > Some(0) && now != before).then_some(())
         })
