@@ -486,7 +486,10 @@ async fn busy(node: &Node, names: &[String], number: usize, until: Instant) -> O
     let (drivers, mut turns) = (["overlayfs", "native"], 0);
     while Instant::now() < until {
         let name = &names[(number + turns) % names.len()];
-        let (id, own) = (format!("box-{number}"), format!("docker.io/r/own-{number}:{turns}"));
+        let (id, own) = (
+            format!("box-{number}"),
+            format!("docker.io/r/own-{number}:{turns}"),
+        );
         node.pull(name).await?;
         // Only its own name is its own: the one that was pulled may go at any time.
         let tag = node.at(&format!("/images/{name}:tag"));
