@@ -9,6 +9,11 @@ use tokio::sync::watch;
 /// Shortest pause between two looks of a watcher: ten a second are live for a person.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// Phase of a blob that is on its way.
+pub(crate) const FETCHING: &str = "fetching";
+/// Phase of a layer that is being extracted.
+pub(crate) const UNPACKING: &str = "unpacking";
+
 /// Where the steps of an operation say how far they are. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Board(watch::Sender<Operation>);
@@ -23,20 +28,24 @@ impl Board {
         self.0.borrow().clone()
     }
 
-    /// Says how far the part `name` is, which appears when it is met first.
+    /// Says how far the part `name` is, which appears when it is met first. What is unpacked while it arrives is arriving.
     pub(crate) fn part(&self, name: &str, phase: &str, offset: u64, total: u64) {
-        self.0.send_modify(|operation| {
-            operation.updated_at = Timestamp::now();
-            let part = Part {
-                name: name.into(),
-                phase: phase.into(),
-                offset,
-                total,
-            };
-            match operation.progress.iter_mut().find(|part| part.name == name) {
+        let part = Part {
+            name: name.into(),
+            phase: phase.into(),
+            offset,
+            total,
+        };
+        self.0.send_if_modified(|operation| {
+            let there = operation.progress.iter_mut().find(|part| part.name == name);
+            match there {
+                Some(there) if *there == part => return false,
+                Some(there) if there.phase == FETCHING && phase == UNPACKING => return false,
                 Some(there) => *there = part,
                 None => operation.progress.push(part),
             }
+            operation.updated_at = Timestamp::now();
+            true
         });
     }
 
@@ -123,6 +132,24 @@ mod tests {
         assert_eq!(watching.next().await.unwrap().unwrap(), done());
         assert!(watching.next().await.is_none());
         assert_eq!(board.ended().await, done());
+    }
+
+    #[test]
+    fn a_layer_that_is_unpacked_while_it_arrives_is_arriving() {
+        let board = Board::new(running());
+        let phase = || board.now().progress[0].phase.clone();
+        board.part("layer", FETCHING, 5, 9);
+        board.part("layer", UNPACKING, 1, 9);
+        assert_eq!(
+            (phase().as_str(), board.now().progress[0].offset),
+            (FETCHING, 5)
+        );
+        board.part("layer", "fetched", 9, 9);
+        board.part("layer", UNPACKING, 2, 9);
+        assert_eq!(phase(), UNPACKING);
+        let moved = board.now().updated_at;
+        board.part("layer", UNPACKING, 2, 9);
+        assert_eq!(board.now().updated_at, moved, "the same again is no news");
     }
 
     #[tokio::test]

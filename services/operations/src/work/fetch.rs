@@ -1,5 +1,6 @@
 //! Bringing in what an image consists of.
 
+use crate::board::FETCHING;
 use crate::run::Run;
 use contracts::transfer::{Access, Children, Fetch, ImagePlan, Plan};
 use contracts::{Descriptor, Error, ImageName, Labels, Ref, Result};
@@ -19,7 +20,7 @@ pub(super) fn ingest(blob: &Descriptor) -> Result<Ref> {
 /// Brings one blob in. A stream that breaks is opened again, as long as bytes arrive.
 pub(super) async fn blob(run: &Run, source: &Source<'_>, blob: &Descriptor) -> Result<()> {
     let name = blob.digest.as_str();
-    run.board.part(name, "fetching", 0, blob.size);
+    run.board.part(name, FETCHING, 0, blob.size);
     let fetching = run.fetching(&ingest(blob)?);
     let (mut furthest, mut stuck) = (0, 0);
     loop {
@@ -64,7 +65,7 @@ async fn once(
         let item = item.map_err(|error| (error, *furthest > before))?;
         *furthest = item.offset.max(*furthest);
         run.board
-            .part(blob.digest.as_str(), "fetching", item.offset, blob.size);
+            .part(blob.digest.as_str(), FETCHING, item.offset, blob.size);
         if item.done {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 
 use super::fetch::{self, Source};
 use super::naming;
+use crate::board::UNPACKING;
 use crate::run::{Run, maybe, undone};
 use contracts::collect::Resource;
 use contracts::content::Update;
@@ -314,7 +315,7 @@ async fn extract_once(
         }
         run.board.part(
             step.blob.digest.as_str(),
-            "unpacking",
+            UNPACKING,
             item.offset,
             step.blob.size,
         );
