@@ -63,6 +63,7 @@ impl Registration {
             privileges: Privileges::NONE,
             sockets: Vec::new(),
             defaults: "{}".into(),
+            exec: None,
         };
         Self {
             spec,
@@ -226,6 +227,11 @@ async fn run(
                     }
                 };
                 if told.is_err() {
+                    return ExitCode::FAILURE;
+                }
+            }
+            ToPlugin::Ping { number } => {
+                if sender.send(&FromPlugin::Pong { number }).await.is_err() {
                     return ExitCode::FAILURE;
                 }
             }

@@ -276,6 +276,7 @@ impl LocalNode {
         let bus = Bus::new(spec.id.clone(), &peers);
         self.wire_all(&bus)?;
         let boot = PluginBoot {
+            exec: None,
             id: spec.id.clone(),
             root: folder("root")?,
             state: folder("state")?,

@@ -22,6 +22,7 @@ pub mod gateway;
 pub mod gc;
 mod ids;
 pub mod images;
+pub mod integrity;
 pub mod leases;
 pub mod namespaces;
 pub mod oci;
@@ -60,6 +61,7 @@ macro_rules! each_service {
         $visit!($crate::namespaces::Namespaces);
         $visit!($crate::collect::Collect);
         $visit!($crate::gc::Gc);
+        $visit!($crate::integrity::Integrity);
         $visit!($crate::plugin::Supervisor);
     };
 }

@@ -32,6 +32,8 @@ pub struct PluginSpec {
     pub sockets: Vec<Socket>,
     /// Its settings with their defaults, as JSON text of an object: the keys it knows.
     pub defaults: String,
+    /// For a plugin that is not built in: the program that answers for it, and its arguments.
+    pub exec: Option<Vec<String>>,
 }
 
 /// A listening socket of a plugin.
@@ -134,6 +136,20 @@ pub struct PluginInfo {
     pub started_at: Option<Timestamp>,
     /// Folder with its durable state.
     pub root: String,
+    /// The program that its process was started from.
+    pub program: String,
+    /// What its process may use at most.
+    pub limits: Limits,
+}
+
+/// What a plugin's process may use at most. 0 leaves it to the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of memory; beyond, the kernel ends the process and it starts again.
+    pub memory: u64,
+    /// Thousandths of one CPU.
+    pub cpu: u32,
 }
 
 /// Lists all plugins, by id.
@@ -202,6 +218,95 @@ pub struct NodeInfo {
     pub started_at: Timestamp,
 }
 
+/// Reads configuration and manifest again and restarts only what they change: all of it, or nothing.
+///
+/// Errors: `InvalidArgument` with every mistake of the files, and nothing is changed; `FailedPrecondition` for what only
+/// a restart of the daemon can change (`root`, `state`, `uid_base`), or while an upgrade runs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reload {
+    /// Only answer what would be done.
+    pub dry_run: bool,
+}
+
+/// What a reload did, or would do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// What becomes of each plugin that is not left alone.
+    pub changes: Vec<Change>,
+}
+
+/// What becomes of one plugin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which.
+    pub plugin: PluginId,
+    /// `add`, `remove` or `restart`.
+    pub action: String,
+    /// Which settings, for people: `listen: [] → ["127.0.0.1:7171"]`.
+    pub why: String,
+}
+
+/// Moves plugins to another build, one process after another, callees first; each is drained before it ends. When the
+/// new one does not become ready, or does not stay so, that process and those before it go back to the old build.
+///
+/// Answers at once; [`Upgrading`] tells how it goes. Errors: `NotFound` for the file or a plugin; `InvalidArgument` for
+/// a file that is no build of gantry; `FailedPrecondition` while another upgrade runs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upgrade {
+    /// Path of the build.
+    pub binary: String,
+    /// Which plugins; empty for all.
+    pub plugins: Vec<PluginId>,
+}
+
+/// Asks how the last upgrade goes or went. Errors: `NotFound` when there was none.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Upgrading {}
+
+/// How an upgrade goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeInfo {
+    /// Path of the build.
+    pub binary: String,
+    /// How it goes as a whole.
+    pub state: UpgradeState,
+    /// Every plugin of it, in order.
+    pub steps: Vec<UpgradeStep>,
+    /// Why it was rolled back; empty otherwise.
+    pub cause: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// How an upgrade goes as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpgradeState {
+    /// Some plugins are still to come.
+    Running,
+    /// All plugins run the new build.
+    Done,
+    /// On its way back.
+    RollingBack,
+    /// All plugins run what they ran before.
+    RolledBack,
+}
+
+/// One plugin of an upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeStep {
+    /// Which.
+    pub plugin: PluginId,
+    /// `waiting`, `draining`, `starting`, `ready`, `rolled_back`.
+    pub phase: String,
+    /// From the end of the old process to the readiness of the new one, microseconds; 0 until then.
+    pub away: u64,
+}
+
 /// What the supervisor says to a process that hosts plugins.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ToPlugin {
@@ -238,6 +343,11 @@ pub enum ToPlugin {
     },
     /// Finish what is in flight, then exit.
     Stop,
+    /// Answer this with [`FromPlugin::Pong`] from where calls are answered: who cannot is stuck.
+    Ping {
+        /// Counts up.
+        number: u64,
+    },
 }
 
 /// What a process must know to host its plugins.
@@ -260,6 +370,8 @@ pub struct Boot {
 pub struct PluginBoot {
     /// Who it is.
     pub id: PluginId,
+    /// As [`PluginSpec::exec`].
+    pub exec: Option<Vec<String>>,
     /// Its folder of durable state; exists and is its own.
     pub root: String,
     /// Its folder of run-time state; exists and is its own.
@@ -285,11 +397,25 @@ pub enum FromPlugin {
         /// Which.
         plugin: PluginId,
     },
-    /// The plugin could not start; its process will exit.
+    /// The plugin could not start, or panicked; its process will exit.
     Failed {
         /// Which.
         plugin: PluginId,
         /// Why.
         error: Error,
+    },
+    /// The answer to [`ToPlugin::Ping`].
+    Pong {
+        /// As asked.
+        number: u64,
+    },
+    /// A link to a living peer is of no more use: make it anew.
+    Broken {
+        /// Which of the hosted plugins.
+        plugin: PluginId,
+        /// The other end.
+        peer: PluginId,
+        /// What was received, for the log.
+        why: String,
     },
 }

@@ -273,6 +273,8 @@ impl Daemon {
             }
             What::Said(FromPlugin::Ready { plugin }) => Input::Ready(plugin),
             What::Said(FromPlugin::Failed { plugin, error }) => Input::Refused(plugin, error),
+            What::Said(FromPlugin::Pong { .. }) => return,
+            What::Said(FromPlugin::Broken { why, .. }) => Input::HungUp(news.process, why),
             What::HungUp(why) => Input::HungUp(news.process, why),
             What::Exited(reason) => {
                 slot.running = None;
@@ -361,6 +363,7 @@ impl Daemon {
         let hosted = self.hosted.get(plugin)?;
         Some(PluginBoot {
             id: plugin.clone(),
+            exec: hosted.spec.exec.clone(),
             root: hosted.root.to_string_lossy().into_owned(),
             state: hosted.state.to_string_lossy().into_owned(),
             config: self.config.settings(plugin.as_str()),

@@ -13,8 +13,9 @@ use std::{
 };
 use tokio::process::{Child, Command};
 
-/// Variables that a plugin inherits: where programs are, how to log, the time zone, trusted certificates, proxies.
-const INHERITED: [&str; 14] = [
+/// Variables that a plugin inherits: where programs are, how to log, the time zone, trusted certificates, proxies,
+/// and where tests arm their faults.
+const INHERITED: [&str; 15] = [
     "PATH",
     "RUST_LOG",
     "RUST_BACKTRACE",
@@ -29,6 +30,7 @@ const INHERITED: [&str; 14] = [
     "https_proxy",
     "no_proxy",
     "all_proxy",
+    "GANTRY_FAULTS",
 ];
 
 /// Variables that every plugin gets.

@@ -4,7 +4,7 @@ use super::Daemon;
 use crate::{facts, graph::SUPERVISOR, lifecycle::Input};
 use contracts::{
     Error, PluginId, Result,
-    plugin::{GraphInfo, NodeInfo, PluginInfo, State},
+    plugin::{GraphInfo, Limits, NodeInfo, PluginInfo, State},
 };
 use std::time::Duration;
 use tokio::{sync::oneshot, time::Instant};
@@ -168,6 +168,8 @@ impl Daemon {
             last_exit: self.lifecycle.last_exit(plugin).to_owned(),
             started_at: slot.running.as_ref().and(slot.started_at),
             root: hosted.root.to_string_lossy().into_owned(),
+            program: self.options.exe.to_string_lossy().into_owned(),
+            limits: Limits::default(),
         })
     }
 
@@ -189,6 +191,8 @@ impl Daemon {
             last_exit: String::new(),
             started_at: Some(self.began_at),
             root: self.folders.root.to_string_lossy().into_owned(),
+            program: self.options.exe.to_string_lossy().into_owned(),
+            limits: Limits::default(),
             id,
         })
     }

@@ -25,6 +25,8 @@ fn plugin(id: &str, state: State) -> PluginInfo {
         last_exit: String::new(),
         started_at: None,
         root: String::new(),
+        program: String::new(),
+        limits: Default::default(),
     }
 }
 
