@@ -17,6 +17,7 @@ pub(crate) fn spec(plugin: &str, requires: &[&str]) -> PluginSpec {
         requires: requires.iter().map(|&r| r.into()).collect(),
         privileges: Privileges::NONE,
         sockets: Vec::new(),
+        exec: None,
         defaults: "{}".into(),
     }
 }
