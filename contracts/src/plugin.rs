@@ -138,8 +138,21 @@ pub struct PluginInfo {
     pub root: String,
     /// The program that its process was started from.
     pub program: String,
-    /// What its process may use at most.
+    /// What its process may use at most, as far as the kernel enforces it.
     pub limits: Limits,
+    /// Why limits that were asked for are not enforced; empty when they are, or when there are none.
+    pub unlimited: String,
+    /// How its process ended the last few times, oldest first.
+    pub exits: Vec<Exit>,
+}
+
+/// One end of a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// When.
+    pub at: Timestamp,
+    /// How: `exit code 0`, `signal 9 (SIGKILL)`, `panicked at src/x.rs:1:2: why`, `out of memory: limit 64.0 MiB`.
+    pub how: String,
 }
 
 /// What a plugin's process may use at most. 0 leaves it to the machine.
@@ -417,5 +430,10 @@ pub enum FromPlugin {
         peer: PluginId,
         /// What was received, for the log.
         why: String,
+    },
+    /// The process is about to end by a panic: its last words.
+    Panicked {
+        /// Place and message: `src/x.rs:1:2: why`.
+        what: String,
     },
 }

@@ -275,6 +275,7 @@ impl Daemon {
             What::Said(FromPlugin::Failed { plugin, error }) => Input::Refused(plugin, error),
             What::Said(FromPlugin::Pong { .. }) => return,
             What::Said(FromPlugin::Broken { why, .. }) => Input::HungUp(news.process, why),
+            What::Said(FromPlugin::Panicked { .. }) => return,
             What::HungUp(why) => Input::HungUp(news.process, why),
             What::Exited(reason) => {
                 slot.running = None;

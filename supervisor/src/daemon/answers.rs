@@ -170,6 +170,8 @@ impl Daemon {
             root: hosted.root.to_string_lossy().into_owned(),
             program: self.options.exe.to_string_lossy().into_owned(),
             limits: Limits::default(),
+            unlimited: String::new(),
+            exits: Vec::new(),
         })
     }
 
@@ -193,6 +195,8 @@ impl Daemon {
             root: self.folders.root.to_string_lossy().into_owned(),
             program: self.options.exe.to_string_lossy().into_owned(),
             limits: Limits::default(),
+            unlimited: String::new(),
+            exits: Vec::new(),
             id,
         })
     }

@@ -1,6 +1,6 @@
 //! The node and its plugins.
 
-use contracts::plugin::{GraphInfo, NodeInfo, PluginInfo, State};
+use contracts::plugin::{Exit, GraphInfo, Limits, NodeInfo, PluginInfo, State};
 use contracts::{PluginId, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -45,6 +45,53 @@ pub(crate) struct PluginView {
     started_at: Option<Timestamp>,
     /// Folder with its durable state.
     root: String,
+    /// The program that its process was started from.
+    program: String,
+    /// What its process may use at most, as far as the kernel enforces it.
+    limits: LimitsView,
+    /// Why limits that were asked for are not enforced; empty when they are, or when there are none.
+    unlimited: String,
+    /// How its process ended the last few times, oldest first.
+    exits: Vec<ExitView>,
+}
+
+/// What a process may use at most; 0 leaves it to the machine.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Limits)]
+pub(crate) struct LimitsView {
+    /// Bytes of memory.
+    memory: u64,
+    /// Thousandths of one CPU.
+    cpu: u32,
+}
+
+impl From<Limits> for LimitsView {
+    fn from(limits: Limits) -> Self {
+        Self {
+            memory: limits.memory,
+            cpu: limits.cpu,
+        }
+    }
+}
+
+/// One end of a process.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Exit)]
+pub(crate) struct ExitView {
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    at: Timestamp,
+    /// How: code, signal, panic or limit.
+    how: String,
+}
+
+impl From<Exit> for ExitView {
+    fn from(exit: Exit) -> Self {
+        Self {
+            at: exit.at,
+            how: exit.how,
+        }
+    }
 }
 
 impl From<PluginInfo> for PluginView {
@@ -65,6 +112,10 @@ impl From<PluginInfo> for PluginView {
             last_exit: plugin.last_exit,
             started_at: plugin.started_at,
             root: plugin.root,
+            program: plugin.program,
+            limits: plugin.limits.into(),
+            unlimited: plugin.unlimited,
+            exits: plugin.exits.into_iter().map(Into::into).collect(),
         }
     }
 }

@@ -27,6 +27,8 @@ fn plugin(id: &str, state: State) -> PluginInfo {
         root: String::new(),
         program: String::new(),
         limits: Default::default(),
+        unlimited: String::new(),
+        exits: Vec::new(),
     }
 }
 
