@@ -38,4 +38,4 @@ pub use actor::{
 };
 pub use client::{Bus, Ctx, DEFAULT_DEADLINE};
 pub use envelope::PROTOCOL;
-pub use plugin::{Boot, Registration, host};
+pub use plugin::{Boot, Fsck, Registration, host};

@@ -10,6 +10,7 @@ use crate::framing::Reader;
 use crate::server::{Busy, serve};
 use crate::{control, envelope::PROTOCOL, privileges};
 use actix::{Actor, Context};
+use contracts::integrity::{Finding, Mended};
 use contracts::plugin::{FromPlugin, PluginBoot, PluginSpec, Privileges, Socket, ToPlugin};
 use contracts::{Error, Fd, PluginId, Result, Service};
 use serde::{Serialize, de::DeserializeOwned};
@@ -45,10 +46,15 @@ impl<C> Boot<C> {
 
 type Start = Box<dyn Fn(PluginBoot, Bus) -> Result<Rc<dyn Dispatch>>>;
 
+/// What looks at a plugin's folder while the plugin does not run, and mends it when told so: every finding, and how it
+/// was mended.
+pub type Fsck = fn(&std::path::Path, bool) -> Result<Vec<(Finding, Option<Mended>)>>;
+
 /// The facts the supervisor needs before any process exists, and the one function that starts the plugin.
 pub struct Registration {
     spec: PluginSpec,
     start: Start,
+    fsck: Option<Fsck>,
 }
 
 impl Registration {
@@ -73,6 +79,7 @@ impl Registration {
                     boot.id
                 )))
             }),
+            fsck: None,
         }
     }
 
@@ -125,6 +132,17 @@ impl Registration {
             Ok(Rc::new(routes().to(make(boot)?.start())) as Rc<dyn Dispatch>)
         });
         self
+    }
+
+    /// Says how its folder of durable state is checked while it does not run.
+    pub fn fsck(mut self, fsck: Fsck) -> Self {
+        self.fsck = Some(fsck);
+        self
+    }
+
+    /// How its folder is checked while it does not run; `None` when it keeps nothing there.
+    pub fn offline(&self) -> Option<Fsck> {
+        self.fsck
     }
 
     /// The facts.

@@ -19,6 +19,7 @@ mod deliver;
 mod fault;
 mod file;
 mod generation;
+pub mod integrity;
 mod table;
 mod writer;
 

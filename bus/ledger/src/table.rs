@@ -4,7 +4,7 @@
 
 use crate::Fault;
 use contracts::{Namespace, Page, Paging, Timestamp, events::Entry};
-use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{cell::Cell, marker::PhantomData, ops::Bound, path::Path, sync::Arc};
 
@@ -134,6 +134,36 @@ impl Snapshot {
     /// Grows with every change of this file: the version of each of its collections.
     pub fn version(&self) -> Result<u64, Fault> {
         Ok(self.get(&META, "version")?.unwrap_or(0))
+    }
+
+    /// Names of the tables that there are, in order.
+    pub(crate) fn tables(&self) -> Result<Vec<String>, Fault> {
+        let tables = self.transaction.list_tables();
+        let tables = tables.map_err(|e| fault(&self.path, e))?;
+        let mut names: Vec<_> = tables.map(|table| table.name().to_owned()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Shows the stored bytes of a table's records after `after`, in key order, until `each` says false.
+    pub(crate) fn raw(
+        &self,
+        table: &str,
+        after: Option<&str>,
+        each: &mut dyn FnMut(&str, &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        let definition = TableDefinition::<&str, &[u8]>::new(table);
+        let table = self.transaction.open_table(definition);
+        let table = table.map_err(|e| fault(&self.path, e))?;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = table.range::<&str>((start, Bound::Unbounded));
+        for row in rows.map_err(|e| fault(&self.path, e))? {
+            let (key, value) = row.map_err(|e| fault(&self.path, e))?;
+            if !each(key.value(), value.value()) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn open<V>(
