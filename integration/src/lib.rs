@@ -15,6 +15,7 @@
 //! The harness knows only the HTTP surface, so it links neither a service nor the supervisor.
 
 pub mod containerd;
+pub mod faults;
 pub mod http;
 pub mod image;
 pub mod node;
