@@ -296,6 +296,7 @@ impl Daemon {
                 standing,
             } => self.notify(caller, peer, standing),
             Output::Stop(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
+            Output::Retire(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
             Output::Kill(process) => self.with_running(process, Running::kill),
             Output::Changed(plugin, standing) => self.log(&plugin, &standing),
             Output::Finished => self.finished = true,

@@ -4,8 +4,11 @@
 //! chance* (failed once, was stopped, or is stuck past [`Timing::patience`]): so the order of the graph holds when all
 //! is well, and a broken plugin holds up nobody. `now` is the time since the supervisor began.
 
+mod change;
 mod telling;
 mod wishes;
+
+pub use change::{Condition, Halt};
 
 use crate::{
     graph::{Graph, SUPERVISOR},
@@ -65,6 +68,19 @@ pub enum Input {
     Start(PluginId),
     /// A user wants a plugin started anew.
     Restart(PluginId),
+    /// A process must not go on as it is, and stays held when it has ended.
+    Hold {
+        /// Which.
+        process: usize,
+        /// What its callers are told meanwhile.
+        why: String,
+        /// How.
+        halt: Halt,
+    },
+    /// A held process may try.
+    Release(usize),
+    /// A process has passed its trial.
+    Trust(usize),
     /// All must stop; said twice: at once.
     Shutdown,
     /// Time has passed.
@@ -96,6 +112,8 @@ pub enum Output {
     },
     /// Ask a process to stop.
     Stop(usize),
+    /// Ask a process to accept nothing new and to finish what is in flight, and forget it: another takes its place.
+    Retire(usize),
     /// Kill a process.
     Kill(usize),
     /// A plugin stands differently: worth a line in the log.
@@ -131,6 +149,8 @@ struct Process {
     culprit: Option<PluginId>,
     /// Whether it counts as failed. It stays so while it is tried again, lest its callers hope with every attempt.
     failed: bool,
+    /// Whether a failure makes it held: who let it try decides what comes next.
+    trial: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -143,6 +163,8 @@ enum Phase {
     Ending { deadline: Duration, then: Then },
     /// There is no process until then.
     Resting { until: Duration },
+    /// There is no process until it is released.
+    Held,
 }
 
 /// What follows the end of a process.
@@ -150,6 +172,7 @@ enum Phase {
 enum Then {
     Stay,
     Again,
+    Hold,
     /// A failure, which was `refused` when the plugin had said so.
     Rest {
         refused: bool,
@@ -179,14 +202,7 @@ impl Lifecycle {
         jitter: Box<dyn FnMut() -> f64>,
     ) -> Self {
         let hosted = |(process, hosts): (usize, &Vec<PluginId>)| {
-            let plugin = move |id: PluginId| {
-                let plugin = Plugin {
-                    process,
-                    progress: Progress::Waiting,
-                    had_chance: false,
-                };
-                (id, plugin)
-            };
+            let plugin = move |id: PluginId| (id, Plugin::new(process));
             hosts.clone().into_iter().map(plugin).collect::<Vec<_>>()
         };
         Self {
@@ -217,6 +233,9 @@ impl Lifecycle {
             Input::Stop(plugin) => self.on_user(&plugin, |me, p| me.stop(p, now)),
             Input::Start(plugin) => self.on_user(&plugin, |me, p| me.start(p, now)),
             Input::Restart(plugin) => self.on_user(&plugin, |me, p| me.restart(p, now)),
+            Input::Hold { process, why, halt } => self.hold(process, now, why, halt),
+            Input::Release(process) => self.release(process, now),
+            Input::Trust(process) => self.trust(process),
             Input::Shutdown => self.begin_shutdown(now),
             Input::Tick => {}
         }
@@ -276,7 +295,7 @@ impl Lifecycle {
             plugin.is_some_and(|p| matches!(p.progress, Progress::Answering(_)))
         };
         self.of(plugin).is_some_and(|process| match process.phase {
-            Phase::Ending { .. } => true,
+            Phase::Ending { .. } | Phase::Held => true,
             Phase::Live { .. } => !process.hosts.iter().all(answering),
             Phase::Down | Phase::Resting { .. } => false,
         })
@@ -410,6 +429,8 @@ impl Lifecycle {
         match then {
             _ if self.shutdown => process.phase = Phase::Down,
             Then::Stay => process.phase = Phase::Down,
+            Then::Hold => process.phase = Phase::Held,
+            Then::Rest { .. } if process.trial => process.phase = Phase::Held,
             Then::Again => self.spawn(index, now),
             Then::Rest { refused } => {
                 let jitter = (self.jitter)();
@@ -520,6 +541,17 @@ impl Process {
             cause: String::new(),
             culprit: None,
             failed: false,
+            trial: false,
+        }
+    }
+}
+
+impl Plugin {
+    fn new(process: usize) -> Self {
+        Self {
+            process,
+            progress: Progress::Waiting,
+            had_chance: false,
         }
     }
 }

@@ -64,10 +64,12 @@ impl Lifecycle {
             (Phase::Live { .. } | Phase::Resting { .. }, _) if process.failed => {
                 blamed(State::Failed)
             }
+            (Phase::Held, _) => blamed(State::Starting),
             (Phase::Resting { .. }, _) => blamed(State::Backoff),
             (Phase::Ending { then, .. }, _) => match then {
                 Then::Stay => blamed(State::Stopped),
-                Then::Again => blamed(State::Starting),
+                Then::Again | Then::Hold => blamed(State::Starting),
+                Then::Rest { .. } if process.trial => blamed(State::Starting),
                 Then::Rest { refused: true } => blamed(State::Failed),
                 Then::Rest { refused: false } => blamed(State::Backoff),
             },

@@ -337,7 +337,7 @@ impl World {
                 self.post(process, Input::Exited(process, "signal 9".into()));
             }
             Output::Finished => self.finished = true,
-            Output::Kill(_) | Output::Notify { .. } | Output::Changed(..) => {}
+            Output::Kill(_) | Output::Retire(_) | Output::Notify { .. } | Output::Changed(..) => {}
         }
     }
 

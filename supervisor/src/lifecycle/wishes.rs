@@ -53,7 +53,7 @@ impl Lifecycle {
     pub(super) fn begin_shutdown(&mut self, now: Duration) {
         for process in &mut self.processes {
             match &mut process.phase {
-                Phase::Resting { .. } => process.phase = Phase::Down,
+                Phase::Resting { .. } | Phase::Held => process.phase = Phase::Down,
                 // Said again: patience has ended.
                 Phase::Ending { deadline, .. } if self.shutdown => *deadline = now,
                 Phase::Live { .. } if self.shutdown => {
