@@ -10,8 +10,8 @@
 //! What a plugin may be told is what its registration gives defaults for. The supervisor reads the file once; a changed
 //! file counts from the next start of the node.
 
-use crate::{restart::Policy, settings};
-use contracts::plugin::PluginSpec;
+use crate::{lifecycle::Timing, limits, restart::Policy, settings};
+use contracts::plugin::{Limits, PluginSpec};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -33,14 +33,35 @@ pub struct Config {
     /// The first uid that plugins get; also their common gid.
     pub uid_base: u32,
     restart: Restart,
+    probe: Probe,
+    limits: BTreeMap<String, Limit>,
     /// Settings of each built-in plugin, by id.
     plugins: BTreeMap<String, Value>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct Restart {
+    first_ms: u32,
+    longest_seconds: u32,
     failures: u32,
+    rare_seconds: u32,
     forgive_seconds: u32,
+    refused_ms: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Probe {
+    every_ms: u32,
+    late_ms: u32,
+    kill_seconds: u32,
+    patience_seconds: u32,
+    start_seconds: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Limit {
+    memory: Value,
+    cpu: u32,
 }
 
 /// What is wrong with the configuration, as `file:line: what`.
@@ -63,7 +84,9 @@ impl ConfigError {
 impl Config {
     /// The defaults of this build.
     pub fn new(specs: &[PluginSpec]) -> Result<Self, ConfigError> {
-        Self::of(Value::Object(template(specs)?), &|_| "defaults".into())
+        Self::of(Value::Object(template(specs)?), specs, &|_| {
+            "defaults".into()
+        })
     }
 
     /// Reads the TOML `text` of `file`. Errors: with the line, for bad TOML, an unknown key or plugin, a wrong type or value.
@@ -80,15 +103,20 @@ impl Config {
         }
         let laid = settings::overlay(&template(specs)?, table, "")
             .map_err(|problem| ConfigError::new(place(problem.at), problem.what))?;
-        Self::of(Value::Object(laid), &|key| {
+        Self::of(Value::Object(laid), specs, &|key| {
             place(table.get(key).map_or(0, |value| value.span().start))
         })
     }
 
-    fn of(json: Value, place: &dyn Fn(&str) -> String) -> Result<Self, ConfigError> {
+    fn of(
+        json: Value,
+        specs: &[PluginSpec],
+        place: &dyn Fn(&str) -> String,
+    ) -> Result<Self, ConfigError> {
         let config: Self = serde_json::from_value(json)
             .map_err(|e| ConfigError::new(place("version"), e.to_string()))?;
         config.check(place)?;
+        config.check_roots(specs, place)?;
         Ok(config)
     }
 
@@ -113,16 +141,76 @@ impl Config {
         if self.uid_base == 0 {
             return refuse("uid_base", "uid_base 0 is root; use 700000 or so".into());
         }
+        let Probe {
+            every_ms, late_ms, ..
+        } = self.probe;
+        if every_ms >= late_ms {
+            let what = format!(
+                "probe.late_ms {late_ms}: must be more than every_ms {every_ms}, or every answer is late"
+            );
+            return refuse("probe", what);
+        }
+        for (plugin, limit) in &self.limits {
+            let read = limits::memory(&limit.memory).and(limits::cpu(limit.cpu).map(u64::from));
+            if let Err(what) = read {
+                return refuse("limits", format!("limits.{plugin:?}.{what}"));
+            }
+        }
         Ok(())
+    }
+
+    /// What a plugin that outlives its own process' end must not have: its programs would share it.
+    fn check_roots(
+        &self,
+        specs: &[PluginSpec],
+        place: &dyn Fn(&str) -> String,
+    ) -> Result<(), ConfigError> {
+        let root = specs.iter().filter(|spec| spec.privileges.root);
+        let mut limited = root.filter(|spec| self.limits(spec.id.as_str()) != Limits::default());
+        match limited.next() {
+            Some(spec) => {
+                let what = format!(
+                    "limits.{:?}: it starts programs that outlive it and would share its limits; limit the containers instead",
+                    spec.id.as_str()
+                );
+                Err(ConfigError::new(place("limits"), what))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The figures of the backoff.
     pub fn policy(&self) -> Policy {
+        let seconds = |number: u32| Duration::from_secs(number.into());
         Policy {
+            first: Duration::from_millis(self.restart.first_ms.into()),
+            longest: seconds(self.restart.longest_seconds),
             failures: self.restart.failures,
-            forgive: Duration::from_secs(self.restart.forgive_seconds.into()),
-            ..Policy::default()
+            rare: seconds(self.restart.rare_seconds),
+            forgive: seconds(self.restart.forgive_seconds),
+            refused: Duration::from_millis(self.restart.refused_ms.into()),
         }
+    }
+
+    /// How long the supervisor waits for processes.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            patience: Duration::from_secs(self.probe.patience_seconds.into()),
+            start: Duration::from_secs(self.probe.start_seconds.into()),
+            probe: Duration::from_millis(self.probe.every_ms.into()),
+            late: Duration::from_millis(self.probe.late_ms.into()),
+            kill: Duration::from_secs(self.probe.kill_seconds.into()),
+            ..Timing::default()
+        }
+    }
+
+    /// What a plugin may use at most.
+    pub fn limits(&self, plugin: &str) -> Limits {
+        let limit = self.limits.get(plugin);
+        limit.map_or_else(Limits::default, |limit| Limits {
+            memory: limits::memory(&limit.memory).unwrap_or_default(),
+            cpu: limit.cpu,
+        })
     }
 
     /// The settings of a plugin as JSON text: its defaults overlaid by the file.
@@ -152,20 +240,36 @@ impl Config {
 
 /// Every key there is, with its default.
 fn template(specs: &[PluginSpec]) -> Result<Map<String, Value>, ConfigError> {
-    let mut plugins = Map::new();
+    let (mut plugins, mut limits) = (Map::new(), Map::new());
     for spec in specs {
+        limits.insert(spec.id.to_string(), json!({ "memory": null, "cpu": 0 }));
         let defaults: Map<String, Value> = serde_json::from_str(&spec.defaults)
             .map_err(|e| ConfigError::new(spec.id.as_str(), format!("its defaults: {e}")))?;
         plugins.insert(spec.id.to_string(), Value::Object(defaults));
     }
-    let policy = Policy::default();
+    let (policy, timing) = (Policy::default(), Timing::default());
     let top = json!({
         "version": VERSION,
         "root": "/var/lib/gantry",
         "state": "/run/gantry",
         "manifest": "default",
         "uid_base": 700_000,
-        "restart": { "failures": policy.failures, "forgive_seconds": policy.forgive.as_secs() },
+        "restart": {
+            "first_ms": policy.first.as_millis() as u64,
+            "longest_seconds": policy.longest.as_secs(),
+            "failures": policy.failures,
+            "rare_seconds": policy.rare.as_secs(),
+            "forgive_seconds": policy.forgive.as_secs(),
+            "refused_ms": policy.refused.as_millis() as u64,
+        },
+        "probe": {
+            "every_ms": timing.probe.as_millis() as u64,
+            "late_ms": timing.late.as_millis() as u64,
+            "kill_seconds": timing.kill.as_secs(),
+            "patience_seconds": timing.patience.as_secs(),
+            "start_seconds": timing.start.as_secs(),
+        },
+        "limits": limits,
         "plugins": plugins,
     });
     match top {
@@ -269,6 +373,22 @@ mod tests {
                 refused("uid_base = 0"),
                 "g.toml:2: uid_base 0 is root; use 700000 or so",
             ),
+            (
+                refused("[probe]\nlate_ms = 100"),
+                "g.toml:2: probe.late_ms 100: must be more than every_ms 500, or every answer is late",
+            ),
+            (
+                refused("[limits.'content/locl']"),
+                r#"g.toml:2: unknown key "content/locl" in limits; did you mean "content/local""#,
+            ),
+            (
+                refused("[limits.'content/local']\nmemory = 64"),
+                r#"g.toml:2: limits."content/local".memory 64: is less than 1 MiB, in which no plugin runs; write for example "64MiB""#,
+            ),
+            (
+                refused("[limits.'content/local']\ncpu = 1"),
+                r#"g.toml:2: limits."content/local".cpu 1: is in thousandths of one CPU, at least 10; write 500 for half a CPU"#,
+            ),
         ] {
             assert_eq!(error, expected);
         }
@@ -290,6 +410,30 @@ mod tests {
         assert_eq!(
             read("\nversion = 2"),
             "g.toml:2: version 2 is not known; this build reads version 1"
+        );
+    }
+
+    #[test]
+    fn limits_probes_and_restarts_are_read() {
+        let text = "version = 1\n[limits.'content/local']\nmemory = '64MiB'\ncpu = 500\n[probe]\nkill_seconds = 2\n[restart]\nfirst_ms = 7";
+        let config = Config::parse("g.toml", text, &specs()).unwrap();
+        let limits = config.limits("content/local");
+        assert_eq!((limits.memory, limits.cpu), (64 << 20, 500));
+        assert_eq!(config.limits("gateway/http"), Limits::default());
+        assert_eq!(config.timing().kill, Duration::from_secs(2));
+        assert_eq!(config.timing().late, Timing::default().late);
+        assert_eq!(config.policy().first, Duration::from_millis(7));
+    }
+
+    #[test]
+    fn what_starts_programs_that_outlive_it_takes_no_limits() {
+        let mut specs = specs();
+        specs[1].privileges = contracts::plugin::Privileges::root("shims");
+        let text = "version = 1\n[limits.'content/local']\ncpu = 500";
+        let error = Config::parse("g.toml", text, &specs).unwrap_err();
+        assert!(
+            error.to_string().contains("limit the containers"),
+            "{error}"
         );
     }
 

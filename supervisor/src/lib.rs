@@ -28,6 +28,7 @@ mod facts;
 mod folders;
 pub mod graph;
 pub mod lifecycle;
+mod limits;
 mod lock;
 pub mod manifest;
 mod options;

@@ -32,6 +32,14 @@ pub struct Timing {
     pub stop: Duration,
     /// For its exit after it refused to start or hung up. 1 s.
     pub farewell: Duration,
+    /// For a plugin to become ready; then its process is killed. 10 min: a large damaged store takes its time.
+    pub start: Duration,
+    /// Between two questions whether a process answers; zero asks never. 500 ms.
+    pub probe: Duration,
+    /// For the answer, since the last one, before it and its dependants are degraded. 1.5 s: users are told within 2 s.
+    pub late: Duration,
+    /// For the answer, since the last one, before it is killed. 10 s: shorter than callers wait.
+    pub kill: Duration,
 }
 
 impl Default for Timing {
@@ -41,6 +49,10 @@ impl Default for Timing {
             patience: Duration::from_secs(10),
             stop: Duration::from_secs(5),
             farewell: Duration::from_secs(1),
+            start: Duration::from_secs(600),
+            probe: Duration::from_millis(500),
+            late: Duration::from_millis(1500),
+            kill: Duration::from_secs(10),
         }
     }
 }

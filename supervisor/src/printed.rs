@@ -17,11 +17,32 @@ version = 1
 ## Started by root, every plugin gets a uid of its own from here on; this number is also their common gid.
 # uid_base = 700000
 
-## A process that ends `failures` times in quick succession is tried again only once a minute; answering for
-## `forgive_seconds` makes up for all of them.
+## A process that ended is started again after a pause: at most `first_ms`, doubled for each further end up to
+## `longest_seconds`; one that refused to start, after `refused_ms`. After `failures` ends in quick succession it is tried
+## again only every `rare_seconds`. Answering for `forgive_seconds` makes up for all of them. Up to half of each pause is
+## left out at random.
 # [restart]
+# first_ms = 50
+# longest_seconds = 30
 # failures = 10
+# rare_seconds = 60
 # forgive_seconds = 60
+# refused_ms = 1000
+
+## Every process is asked `every_ms` whether it answers (0: never). Silent for `late_ms` it is degraded, and so are those
+## who need it; silent for `kill_seconds` it is killed and started again. What does not become ready for
+## `patience_seconds` is no longer waited for, and for `start_seconds` is killed.
+# [probe]
+# every_ms = 500
+# late_ms = 1500
+# kill_seconds = 10
+# patience_seconds = 10
+# start_seconds = 600
+
+## What a plugin's process may use at most: bytes of memory (a number, or "64MiB"), thousandths of one CPU.
+## [limits."content/local"]
+## memory = "256MiB"
+## cpu = 500
 "#;
 
 /// Prints the defaults of this build as a file in which they are commented out.
@@ -110,6 +131,6 @@ mod tests {
         assert!(
             text.contains("# [plugins.\"gateway/http\"]") && text.contains("## none is not set")
         );
-        assert!(!text.contains("content/local"));
+        assert!(!text.contains("plugins.\"content/local\""));
     }
 }

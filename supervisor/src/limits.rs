@@ -1,0 +1,492 @@
+//! What a process may use at most: a cgroup of its own, made only where limits are set.
+//!
+//! A process whose plugins have limits is put into `gantry-plugins-STATE/PLUGIN` below the supervisor's own cgroup, in the
+//! memory and cpu hierarchies of version 1 or in the one of version 2, before it is told who it is. The folder stays
+//! over the lives of the process, so that its count of kills tells why one ended, and goes with the node. In version 2 a
+//! cgroup with processes cannot hand controllers on: those beside the supervisor are then moved into a leaf. Where a
+//! kernel or its owner does not allow any of this, the process runs without limits, and says why. What a plugin reads and
+//! writes through the page cache counts as its memory, but is given back under pressure.
+//!
+//! Source: kernel, `cgroup-v1/memory.rst`, `scheduler/sched-bwc.rst`, `cgroup-v2.rst`.
+
+use contracts::{PluginId, plugin::Limits};
+use serde_json::Value;
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
+
+/// Less is no plugin but a forgotten unit.
+const LEAST_MEMORY: u64 = 1 << 20;
+/// The kernel's least quota is 1 ms of every period of 100 ms.
+const LEAST_CPU: u32 = 10;
+/// Microseconds over which CPU time is counted.
+const PERIOD: u64 = 100_000;
+/// What the processes beside the supervisor are moved to in version 2.
+const LEAF: &str = "gantry-others";
+/// The kernel allows 255 bytes.
+const LONGEST_NAME: usize = 128;
+
+/// Reads bytes: a number, or a text such as `64MiB`. Errors: in words.
+pub(crate) fn memory(value: &Value) -> Result<u64, String> {
+    let bytes = match value {
+        Value::Null => return Ok(0),
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => bytes(text),
+        _ => None,
+    };
+    match bytes {
+        None => Err(format!(
+            "memory {value}: write a number of bytes, or a text such as \"64MiB\" (KiB, MiB, GiB)"
+        )),
+        Some(bytes) if bytes != 0 && bytes < LEAST_MEMORY => Err(format!(
+            "memory {value}: is less than 1 MiB, in which no plugin runs; write for example \"64MiB\""
+        )),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let units = [("KiB", 10), ("MiB", 20), ("GiB", 30)];
+    let (number, shift) = units
+        .iter()
+        .find_map(|&(unit, shift)| Some((text.strip_suffix(unit)?, shift)))
+        .unwrap_or((text, 0));
+    let number: u64 = number.trim().parse().ok()?;
+    number.checked_mul(1 << shift)
+}
+
+/// Checks thousandths of a CPU. Errors: in words.
+pub(crate) fn cpu(thousandths: u32) -> Result<u32, String> {
+    match thousandths {
+        0 => Ok(0),
+        few if few < LEAST_CPU => Err(format!(
+            "cpu {few}: is in thousandths of one CPU, at least {LEAST_CPU}; write 500 for half a CPU"
+        )),
+        enough => Ok(enough),
+    }
+}
+
+/// What a process may use whose plugins have these limits: their sum, or nothing in particular when one has none.
+pub(crate) fn together(limits: &[Limits]) -> Limits {
+    let has = |of: fn(&Limits) -> bool| limits.iter().all(of);
+    Limits {
+        memory: match has(|l| l.memory > 0) {
+            true => limits.iter().map(|l| l.memory).fold(0, u64::saturating_add),
+            false => 0,
+        },
+        cpu: match has(|l| l.cpu > 0) {
+            true => limits.iter().map(|l| l.cpu).fold(0, u32::saturating_add),
+            false => 0,
+        },
+    }
+}
+
+/// Why a process ended that was killed for its memory.
+pub(crate) fn out_of_memory(limit: u64) -> String {
+    format!("out of memory: limit {:.1} MiB", limit as f64 / 1_048_576.0)
+}
+
+/// Where the cgroups of one node are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cgroups {
+    /// The supervisor's own folder where memory is limited, and where CPU time is.
+    memory: Option<Place>,
+    cpu: Option<Place>,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    folder: PathBuf,
+    unified: bool,
+}
+
+/// The cgroup of one process.
+#[derive(Clone, Debug)]
+pub(crate) struct Cage {
+    limits: Limits,
+    memory: Option<Home>,
+    cpu: Option<Home>,
+}
+
+/// A folder, and the one of all limited processes of the node above it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Home {
+    base: PathBuf,
+    node: PathBuf,
+    own: PathBuf,
+    unified: bool,
+}
+
+/// How it went to hold a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// What is enforced.
+    pub(crate) limits: Limits,
+    /// Why not all of it is; may be empty.
+    pub(crate) why: String,
+    /// How many of its processes the kernel had killed for memory until now.
+    pub(crate) kills: u64,
+}
+
+impl Cgroups {
+    /// Finds the cgroups of this process; `state` tells nodes of one machine apart.
+    pub(crate) fn find(state: &Path) -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        Self::of(
+            &read("/proc/self/mountinfo"),
+            &read("/proc/self/cgroup"),
+            state,
+        )
+    }
+
+    fn of(mounts: &str, own: &str, state: &Path) -> Self {
+        let unified = || place(mounts, own, None);
+        // A hybrid machine has a version 2 tree without controllers: it must not win.
+        let able = |place: &Place, controller: &str| {
+            let list = fs::read_to_string(place.folder.join("cgroup.controllers"));
+            list.is_ok_and(|list| list.split_whitespace().any(|word| word == controller))
+        };
+        let find = |controller| {
+            place(mounts, own, Some(controller))
+                .or_else(|| unified().filter(|p| able(p, controller)))
+        };
+        Self {
+            memory: find("memory"),
+            cpu: find("cpu"),
+            name: name(state),
+        }
+    }
+
+    /// Describes the cgroup of the process that hosts `first` and perhaps others.
+    pub(crate) fn cage(&self, first: &PluginId, limits: Limits) -> Cage {
+        let home = |place: &Option<Place>, wanted: bool| {
+            let place = place.as_ref().filter(|_| wanted)?;
+            let node = place.folder.join(&self.name);
+            Some(Home {
+                base: place.folder.clone(),
+                own: node.join(first.as_str().replace('/', "-")),
+                node,
+                unified: place.unified,
+            })
+        };
+        Cage {
+            limits,
+            memory: home(&self.memory, limits.memory > 0),
+            cpu: home(&self.cpu, limits.cpu > 0),
+        }
+    }
+
+    /// Removes all that was made, as far as it is empty.
+    pub(crate) fn remove(&self) {
+        for place in [&self.memory, &self.cpu].into_iter().flatten() {
+            let node = place.folder.join(&self.name);
+            for entry in fs::read_dir(&node).into_iter().flatten().flatten() {
+                // The files of a cgroup cannot be removed, and go with it.
+                let _ = fs::remove_dir(entry.path());
+            }
+            let _ = fs::remove_dir(&node);
+        }
+    }
+}
+
+/// The supervisor's folder in the hierarchy of `controller`, or in that of version 2.
+fn place(mounts: &str, own: &str, controller: Option<&str>) -> Option<Place> {
+    let (root, mount) = mounts
+        .lines()
+        .find_map(|line| hierarchy(line, controller))?;
+    let path = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (number, list, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let is = match controller {
+            Some(controller) => list.split(',').any(|word| word == controller),
+            None => number == "0" && list.is_empty(),
+        };
+        is.then_some(path)
+    })?;
+    let inside = Path::new(path).strip_prefix(root).ok()?;
+    let folder = Path::new(mount).join(inside);
+    Some(Place {
+        folder,
+        unified: controller.is_none(),
+    })
+}
+
+/// Root and mount point of one line of mountinfo, when it is what is looked for. Source: proc_pid_mountinfo(5).
+fn hierarchy<'a>(line: &'a str, controller: Option<&str>) -> Option<(&'a str, &'a str)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    let (kind, options) = (right.next()?, right.nth(1)?);
+    let is = match controller {
+        Some(controller) => kind == "cgroup" && options.split(',').any(|word| word == controller),
+        None => kind == "cgroup2",
+    };
+    let mut left = left.split(' ').skip(3);
+    is.then_some((left.next()?, left.next()?))
+}
+
+fn name(state: &Path) -> String {
+    let path = state.to_string_lossy();
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '.' {
+            c
+        } else {
+            '-'
+        }
+    };
+    let path: String = path.trim_matches('/').chars().map(safe).collect();
+    // The end of a path tells more than its beginning.
+    let begin = path.len().saturating_sub(LONGEST_NAME);
+    format!("gantry-plugins-{}", path.get(begin..).unwrap_or_default())
+}
+
+impl Cage {
+    /// Makes the cgroup, sets its limits and puts the process there. Blocks for some milliseconds.
+    pub(crate) fn hold(&self, pid: u32) -> Held {
+        let mut held = Held::default();
+        let mut whys = Vec::new();
+        if self.limits.memory > 0 {
+            match self.hold_in(&self.memory, pid, "memory", |home| {
+                limit_memory(home, self.limits.memory)
+            }) {
+                Ok(()) => held.limits.memory = self.limits.memory,
+                Err(why) => whys.push(format!("memory is not limited: {why}")),
+            }
+        }
+        if self.limits.cpu > 0 {
+            match self.hold_in(&self.cpu, pid, "cpu", |home| {
+                limit_cpu(home, self.limits.cpu)
+            }) {
+                Ok(()) => held.limits.cpu = self.limits.cpu,
+                Err(why) => whys.push(format!("cpu is not limited: {why}")),
+            }
+        }
+        held.kills = self.kills();
+        held.why = whys.join("; ");
+        held
+    }
+
+    fn hold_in(
+        &self,
+        home: &Option<Home>,
+        pid: u32,
+        controller: &str,
+        limit: impl Fn(&Home) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let home = home
+            .as_ref()
+            .ok_or("this machine has no such cgroup controller")?;
+        let made = fs::create_dir_all(&home.own);
+        made.map_err(|e| format!("{}: {e}", home.own.display()))?;
+        if home.unified {
+            hand_on(&home.base, controller)?;
+            hand_on(&home.node, controller)?;
+        }
+        limit(home)?;
+        write(&home.own.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// How many of its processes the kernel has killed for memory.
+    pub(crate) fn kills(&self) -> u64 {
+        let file = |home: &Home| match home.unified {
+            true => home.own.join("memory.events"),
+            false => home.own.join("memory.oom_control"),
+        };
+        let text = self
+            .memory
+            .as_ref()
+            .map(|home| fs::read_to_string(file(home)));
+        let text = text.and_then(Result::ok).unwrap_or_default();
+        let mut lines = text.lines();
+        let count = lines.find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+        count.unwrap_or_default()
+    }
+}
+
+fn limit_memory(home: &Home, bytes: u64) -> Result<(), String> {
+    let (limit, swap) = match home.unified {
+        true => ("memory.max", "memory.swap.max"),
+        false => ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    };
+    // Without swap accounting there is no such file, and where there is no swap nothing to limit.
+    if !home.unified {
+        // A smaller one of before would be in the way.
+        let _ = write(&home.own.join(swap), "-1");
+    }
+    write(&home.own.join(limit), &bytes.to_string())?;
+    let swapped = if home.unified { 0 } else { bytes };
+    let _ = write(&home.own.join(swap), &swapped.to_string());
+    Ok(())
+}
+
+fn limit_cpu(home: &Home, thousandths: u32) -> Result<(), String> {
+    let quota = u64::from(thousandths) * PERIOD / 1000;
+    if home.unified {
+        return write(&home.own.join("cpu.max"), &format!("{quota} {PERIOD}"));
+    }
+    write(&home.own.join("cpu.cfs_period_us"), &PERIOD.to_string())?;
+    write(&home.own.join("cpu.cfs_quota_us"), &quota.to_string())
+}
+
+/// Lets the folders below have a controller of version 2.
+fn hand_on(folder: &Path, controller: &str) -> Result<(), String> {
+    let file = folder.join("cgroup.subtree_control");
+    let word = format!("+{controller}");
+    match fs::write(&file, &word) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::ResourceBusy => {
+            let moved = step_aside(folder);
+            moved.map_err(|e| format!("{}: {e}", folder.display()))?;
+            write(&file, &word)
+        }
+        Err(e) => Err(format!("{}: {e}", file.display())),
+    }
+}
+
+/// Moves every process of a folder into a leaf below it.
+fn step_aside(folder: &Path) -> io::Result<()> {
+    let leaf = folder.join(LEAF);
+    fs::create_dir_all(&leaf)?;
+    let pids = fs::read_to_string(folder.join("cgroup.procs"))?;
+    for pid in pids.lines() {
+        match fs::write(leaf.join("cgroup.procs"), pid) {
+            // It has ended meanwhile.
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn write(file: &Path, text: &str) -> Result<(), String> {
+    fs::write(file, text).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const V1: &str = "31 24 0:27 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+                      32 24 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      33 24 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+    const OWN: &str = "4:memory:/box/one\n2:cpu,cpuacct:/\n0::/\n";
+
+    fn place_of(folder: &str) -> Option<Place> {
+        Some(Place {
+            folder: folder.into(),
+            unified: false,
+        })
+    }
+
+    #[test]
+    fn memory_is_read_with_its_unit_and_mistakes_say_the_way_out() {
+        for (value, expected) in [
+            (json!(null), 0),
+            (json!(0), 0),
+            (json!(67_108_864), 64 << 20),
+            (json!("64MiB"), 64 << 20),
+            (json!("2 GiB"), 2 << 30),
+            (json!("2048KiB"), 2 << 20),
+            (json!("1048576"), 1 << 20),
+        ] {
+            assert_eq!(memory(&value), Ok(expected), "{value}");
+        }
+        for wrong in [
+            json!("64MB"),
+            json!(-1),
+            json!("MiB"),
+            json!("99999999999GiB"),
+            json!([]),
+        ] {
+            let why = memory(&wrong).unwrap_err();
+            assert!(why.contains("\"64MiB\""), "{why}");
+        }
+        assert!(memory(&json!(64)).unwrap_err().contains("less than 1 MiB"));
+        assert_eq!((cpu(0), cpu(10), cpu(2500)), (Ok(0), Ok(10), Ok(2500)));
+        assert!(cpu(1).unwrap_err().contains("thousandths"));
+    }
+
+    #[test]
+    fn plugins_of_one_process_share_the_sum_of_their_limits() {
+        let of = |memory, cpu| Limits { memory, cpu };
+        assert_eq!(together(&[of(5, 100), of(7, 200)]), of(12, 300));
+        assert_eq!(together(&[of(5, 0), of(7, 200)]), of(12, 0));
+        assert_eq!(together(&[of(5, 1)]), of(5, 1));
+    }
+
+    #[test]
+    fn a_cgroup_is_below_that_of_the_supervisor_in_each_hierarchy() {
+        let found = Cgroups::of(V1, OWN, Path::new("/run/gantry"));
+        assert_eq!(found.memory, place_of("/sys/fs/cgroup/memory/box/one"));
+        assert_eq!(found.cpu, place_of("/sys/fs/cgroup/cpu"));
+        assert_eq!(found.name, "gantry-plugins-run-gantry");
+        let boxed = V1.replace("0:28 / ", "0:28 /box ");
+        let found = Cgroups::of(&boxed, OWN, Path::new("/run/gantry"));
+        assert_eq!(found.memory, place_of("/sys/fs/cgroup/memory/one"));
+        assert_eq!(Cgroups::of("", "", Path::new("/x")).memory, None);
+        assert!(name(&Path::new("/").join("x".repeat(4000))).len() < 200);
+    }
+
+    /// A folder that looks like a cgroup of version 2, `controllers` of which may be handed on.
+    fn unified(controllers: &str) -> (tempfile::TempDir, Cgroups) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.controllers"), controllers).unwrap();
+        let shown = folder.path().display();
+        let mounts = format!("33 24 0:29 / {shown} rw - cgroup2 cgroup2 rw\n");
+        let found = Cgroups::of(&mounts, "0::/\n", Path::new("/s"));
+        (folder, found)
+    }
+
+    #[test]
+    fn version_2_gets_its_own_files_and_controllers_are_handed_on() {
+        let (folder, found) = unified("cpu memory pids\n");
+        let id = crate::samples::id("content/local");
+        let limits = Limits {
+            memory: 64 << 20,
+            cpu: 500,
+        };
+        let cage = found.cage(&id, limits);
+        let held = cage.hold(77);
+        assert_eq!((held.limits, held.why.as_str()), (limits, ""));
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        let own = |name: &str| read(&format!("gantry-plugins-s/content-local/{name}"));
+        assert_eq!(own("memory.max"), "67108864");
+        assert_eq!(own("memory.swap.max"), "0");
+        assert_eq!(own("cpu.max"), "50000 100000");
+        assert_eq!(own("cgroup.procs"), "77");
+        assert!(read("cgroup.subtree_control").starts_with('+'));
+        assert!(read("gantry-plugins-s/cgroup.subtree_control").starts_with('+'));
+        let events = folder
+            .path()
+            .join("gantry-plugins-s/content-local/memory.events");
+        fs::write(events, "low 0\noom 4\noom_kill 3\n").unwrap();
+        assert_eq!(cage.kills(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_limited_is_said_and_the_rest_is_limited() {
+        let (_folder, found) = unified("cpu\n");
+        let limits = Limits {
+            memory: 64 << 20,
+            cpu: 500,
+        };
+        let held = found.cage(&crate::samples::id("a/x"), limits).hold(1);
+        assert_eq!((held.limits.memory, held.limits.cpu), (0, 500));
+        assert_eq!(
+            held.why,
+            "memory is not limited: this machine has no such cgroup controller"
+        );
+    }
+
+    #[test]
+    fn processes_beside_the_supervisor_step_aside_into_a_leaf() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "12\n").unwrap();
+        step_aside(folder.path()).unwrap();
+        let moved = folder.path().join(LEAF).join("cgroup.procs");
+        assert_eq!(fs::read_to_string(moved).unwrap(), "12");
+    }
+}
