@@ -7,6 +7,7 @@
 //! | [`registry`] | a registry on a loopback port, open or with a password, and ways to damage it |
 //! | [`relay`] | a line to a registry that is cut while bytes are on their way |
 //! | [`containerd`] | Debian's containerd in a private folder, the peer of the benches |
+//! | [`chaos`] | a node under load while its parts are killed, and a verdict |
 //! | [`http`] | the smallest HTTP client that reaches a unix socket and reads event streams |
 //! | [`process`] | child processes that end with their owner, waits with a bound, memory figures |
 //!
@@ -14,6 +15,7 @@
 //! bound and never for a time; it owns its folders, ports, mounts and processes, and leaves none.
 //! The harness knows only the HTTP surface, so it links neither a service nor the supervisor.
 
+pub mod chaos;
 pub mod containerd;
 pub mod faults;
 pub mod http;
