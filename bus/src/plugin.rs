@@ -28,6 +28,8 @@ pub struct Boot<C> {
     pub bus: Bus,
     /// Its listening sockets, in the order of registration.
     pub sockets: Vec<Fd>,
+    /// What is in flight in its process, and whether it is to end.
+    pub busy: Rc<Busy>,
     root: PathBuf,
     state: PathBuf,
 }
@@ -44,7 +46,7 @@ impl<C> Boot<C> {
     }
 }
 
-type Start = Box<dyn Fn(PluginBoot, Bus) -> Result<Rc<dyn Dispatch>>>;
+type Start = Box<dyn Fn(PluginBoot, Bus, Rc<Busy>) -> Result<Rc<dyn Dispatch>>>;
 
 /// What looks at a plugin's folder while the plugin does not run, and mends it when told so: every finding, and how it
 /// was mended.
@@ -73,7 +75,7 @@ impl Registration {
         };
         Self {
             spec,
-            start: Box::new(|boot, _| {
+            start: Box::new(|boot, _, _| {
                 Err(Error::unimplemented(format!(
                     "plugin {}: has no start",
                     boot.id
@@ -119,13 +121,14 @@ impl Registration {
         C: Default + Serialize + DeserializeOwned + 'static,
     {
         self.spec.defaults = serde_json::to_string(&C::default()).unwrap_or_else(|_| "{}".into());
-        self.start = Box::new(move |boot, bus| {
+        self.start = Box::new(move |boot, bus, busy| {
             let config = serde_json::from_str(&boot.config)
                 .map_err(|e| Error::invalid(format!("plugin {}: settings: {e}", boot.id)))?;
             let boot = Boot {
                 config,
                 bus,
                 sockets: boot.sockets,
+                busy,
                 root: boot.root.into(),
                 state: boot.state.into(),
             };
@@ -150,8 +153,13 @@ impl Registration {
         &self.spec
     }
 
-    pub(crate) fn launch(&self, boot: PluginBoot, bus: Bus) -> Result<Rc<dyn Dispatch>> {
-        (self.start)(boot, bus)
+    pub(crate) fn launch(
+        &self,
+        boot: PluginBoot,
+        bus: Bus,
+        busy: Rc<Busy>,
+    ) -> Result<Rc<dyn Dispatch>> {
+        (self.start)(boot, bus, busy)
     }
 }
 
@@ -210,7 +218,12 @@ async fn run(
         return ExitCode::FAILURE;
     }
     loop {
-        let message = match receiver.next().await {
+        let message = tokio::select! {
+            // An edge that retires counts what its clients wait for.
+            () = process.busy.idle(), if process.busy.is_ending() => return ExitCode::SUCCESS,
+            message = receiver.next() => message,
+        };
+        let message = match message {
             Ok(Some(message)) => message,
             Ok(None) => return ExitCode::FAILURE,
             Err(error) => return refuse(&error),
@@ -253,7 +266,9 @@ async fn run(
                     return ExitCode::FAILURE;
                 }
             }
+            ToPlugin::Retire => process.busy.end(),
             ToPlugin::Stop => {
+                process.busy.end();
                 // Past the bound, callers are told by their broken links.
                 let _ = tokio::time::timeout(DRAIN, process.busy.idle()).await;
                 return ExitCode::SUCCESS;
@@ -347,7 +362,7 @@ impl Process {
                 "plugin {plugin}: unknown to this build, or started before"
             )));
         };
-        let dispatch = registration.launch(boot, hosted.bus.clone())?;
+        let dispatch = registration.launch(boot, hosted.bus.clone(), self.busy.clone())?;
         for stream in hosted.early.drain(..) {
             actix::spawn(serve(stream, dispatch.clone(), self.busy.clone()));
         }

@@ -246,28 +246,53 @@ impl Work {
     }
 }
 
-/// How many writes are in flight in this process. Nothing is lost with a read or a stream: their callers ask again.
+/// What is in flight in this process, and whether it is to end.
+///
+/// Writes count by themselves. Nothing is lost with a read or a stream: their callers ask again. An edge enters
+/// whatever its clients would lose.
 #[derive(Default)]
 pub struct Busy {
     count: std::cell::Cell<usize>,
     idle: tokio::sync::Notify,
+    is_ending: std::cell::Cell<bool>,
+    ending: tokio::sync::Notify,
 }
 
 impl Busy {
-    fn enter(self: &Rc<Self>) -> BusyGuard {
+    /// Counts something that is in flight until the guard is dropped.
+    pub fn enter(self: &Rc<Self>) -> BusyGuard {
         self.count.set(self.count.get() + 1);
         BusyGuard(self.clone())
     }
 
-    /// Waits until no write is in flight.
+    /// Waits until nothing is in flight.
     pub async fn idle(&self) {
         while self.count.get() > 0 {
             self.idle.notified().await;
         }
     }
+
+    /// Says that the process is to end as soon as nothing is in flight.
+    pub fn end(&self) {
+        self.is_ending.set(true);
+        self.ending.notify_waiters();
+    }
+
+    /// Whether the process is to end.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending.get()
+    }
+
+    /// Waits until the process is to end: accept nothing new from then on.
+    pub async fn ending(&self) {
+        while !self.is_ending.get() {
+            self.ending.notified().await;
+        }
+    }
 }
 
-struct BusyGuard(Rc<Busy>);
+/// Something that is in flight, until dropped.
+pub struct BusyGuard(Rc<Busy>);
 
 impl Drop for BusyGuard {
     fn drop(&mut self) {

@@ -284,7 +284,7 @@ impl LocalNode {
             sockets: self.listen(&spec.sockets)?,
             peers,
         };
-        let dispatch = registration.launch(boot, bus.clone())?;
+        let dispatch = registration.launch(boot, bus.clone(), self.busy.clone())?;
         self.answers
             .push((spec.id.clone(), spec.serves.clone(), dispatch));
         self.plugins.insert(

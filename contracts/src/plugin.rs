@@ -14,6 +14,9 @@ service! {
         write stop(Stop) -> PluginInfo;
         write start(Start) -> PluginInfo;
         read node(Node) -> NodeInfo;
+        write reload(Reload) -> Reloaded;
+        write upgrade(Upgrade) -> UpgradeInfo;
+        read upgrading(Upgrading) -> UpgradeInfo;
     }
 }
 
@@ -254,7 +257,7 @@ pub struct Reloaded {
 pub struct Change {
     /// Which.
     pub plugin: PluginId,
-    /// `add`, `remove` or `restart`.
+    /// `add`, `remove`, `restart`, or `apply`: at once, without a restart.
     pub action: String,
     /// Which settings, for people: `listen: [] → ["127.0.0.1:7171"]`.
     pub why: String,
@@ -314,7 +317,8 @@ pub enum UpgradeState {
 pub struct UpgradeStep {
     /// Which.
     pub plugin: PluginId,
-    /// `waiting`, `draining`, `starting`, `ready`, `rolled_back`.
+    /// `waiting`, `draining`, `starting`, `ready`, `rolled_back`; `prepared` when it was not running before: it starts
+    /// from the new build whenever it starts.
     pub phase: String,
     /// From the end of the old process to the readiness of the new one, microseconds; 0 until then.
     pub away: u64,
@@ -361,6 +365,8 @@ pub enum ToPlugin {
         /// Counts up.
         number: u64,
     },
+    /// Somebody else takes your place: accept nothing new, finish what is in flight, then exit.
+    Retire,
 }
 
 /// What a process must know to host its plugins.

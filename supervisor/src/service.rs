@@ -5,7 +5,9 @@ use actix::{Actor, Context, Handler};
 use bus::{Call, Reply, Routes};
 use contracts::{
     Error, PluginId, Request, Result,
-    plugin::{Get, Graph, List, Node, PluginInfo, Restart, Start, Stop},
+    plugin::{
+        Get, Graph, List, Node, PluginInfo, Reload, Restart, Start, Stop, Upgrade, Upgrading,
+    },
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,6 +29,9 @@ pub(crate) fn routes() -> Routes<SupervisorService> {
         .on::<Stop>()
         .on::<Start>()
         .on::<Node>()
+        .on::<Reload>()
+        .on::<Upgrade>()
+        .on::<Upgrading>()
 }
 
 impl SupervisorService {
@@ -102,6 +107,27 @@ impl Handler<Call<Node>> for SupervisorService {
     type Result = Reply<Node>;
     fn handle(&mut self, _: Call<Node>, _: &mut Context<Self>) -> Reply<Node> {
         self.ask::<Node>(Question::Node)
+    }
+}
+
+impl Handler<Call<Reload>> for SupervisorService {
+    type Result = Reply<Reload>;
+    fn handle(&mut self, call: Call<Reload>, _: &mut Context<Self>) -> Reply<Reload> {
+        self.ask::<Reload>(|reply| Question::Reload(call.body, reply))
+    }
+}
+
+impl Handler<Call<Upgrade>> for SupervisorService {
+    type Result = Reply<Upgrade>;
+    fn handle(&mut self, call: Call<Upgrade>, _: &mut Context<Self>) -> Reply<Upgrade> {
+        self.ask::<Upgrade>(|reply| Question::Upgrade(call.body, reply))
+    }
+}
+
+impl Handler<Call<Upgrading>> for SupervisorService {
+    type Result = Reply<Upgrading>;
+    fn handle(&mut self, _: Call<Upgrading>, _: &mut Context<Self>) -> Reply<Upgrading> {
+        self.ask::<Upgrading>(Question::Upgrading)
     }
 }
 

@@ -4,7 +4,9 @@ use super::Daemon;
 use crate::{facts, graph::SUPERVISOR, lifecycle::Input};
 use contracts::{
     Error, PluginId, Result,
-    plugin::{GraphInfo, Limits, NodeInfo, PluginInfo, State},
+    plugin::{
+        GraphInfo, Limits, NodeInfo, PluginInfo, Reload, Reloaded, State, Upgrade, UpgradeInfo,
+    },
 };
 use std::time::Duration;
 use tokio::{sync::oneshot, time::Instant};
@@ -23,6 +25,9 @@ pub(crate) enum Question {
         plugin: PluginId,
         reply: oneshot::Sender<Result<PluginInfo>>,
     },
+    Reload(Reload, oneshot::Sender<Result<Reloaded>>),
+    Upgrade(Upgrade, oneshot::Sender<Result<UpgradeInfo>>),
+    Upgrading(oneshot::Sender<Result<UpgradeInfo>>),
 }
 
 /// What a user wants done with a plugin.
@@ -53,6 +58,10 @@ impl Daemon {
                 plugin,
                 reply,
             } => self.act(action, plugin, reply),
+            Question::Reload(_, reply) => drop(reply.send(Err(Error::unimplemented("reload")))),
+            Question::Upgrade(_, reply) | Question::Upgrading(reply) => {
+                drop(reply.send(Err(Error::unimplemented("upgrade"))));
+            }
         }
     }
 
