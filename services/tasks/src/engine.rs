@@ -12,7 +12,7 @@ use contracts::tasks::{Exit, List, Status, Task};
 use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -228,21 +228,9 @@ where
     }
 }
 
-/// This program, also when its file was replaced while it runs.
-fn this_program() -> String {
-    let this = std::env::current_exe().unwrap_or_default();
-    let this = this.to_string_lossy();
-    let this = this.strip_suffix(" (deleted)").unwrap_or(&this);
-    if Path::new(this).exists() {
-        this.to_owned()
-    } else {
-        "/proc/self/exe".to_owned()
-    }
-}
-
 fn own_shim(config: &Config) -> Program {
     let (path, first) = if config.shim.is_empty() {
-        (this_program(), Some("shim".to_owned()))
+        (crate::launch::THIS.to_owned(), Some("shim".to_owned()))
     } else {
         (config.shim.clone(), None)
     };
