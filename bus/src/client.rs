@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, pin::Pin, rc::Rc, time::Duration};
 use tokio::time::Instant;
 
+pub(crate) use crate::link::Items as RawItems;
+
 /// How long a call may take when nobody said otherwise: longer than any restart, shorter than a user's patience.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -159,6 +161,11 @@ impl Bus {
         self.inner.links.keys()
     }
 
+    /// Every service that some plugin answers which may be called.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &str> {
+        self.inner.services.keys().map(String::as_str)
+    }
+
     /// Calls the one plugin that answers the request's contract.
     ///
     /// Errors: those of the method; `Unavailable` naming plugin, cause and chain when it is not there;
@@ -235,6 +242,23 @@ impl Bus {
             )
             .await?;
         Ok(body)
+    }
+
+    /// Opens a stream by name with an encoded body: the JSON bridge's way. Errors: as [`Bus::open`].
+    pub(crate) async fn open_raw(
+        &self,
+        ctx: &Ctx,
+        method: &str,
+        body: Vec<u8>,
+    ) -> Result<RawItems> {
+        let service = method
+            .split_once('.')
+            .map_or(method, |(service, _)| service);
+        let operation = derive(&ctx.operation, method, &body);
+        let frame = link::frame(method, ctx, operation, body);
+        self.only_named(service)?
+            .open(frame, Vec::new(), ctx.deadline)
+            .await
     }
 
     async fn call_on<R: Request>(

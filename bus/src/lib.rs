@@ -25,6 +25,7 @@ mod actor;
 mod client;
 pub mod control;
 mod envelope;
+mod foreign;
 mod framing;
 pub mod json;
 mod link;

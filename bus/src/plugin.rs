@@ -6,6 +6,7 @@
 
 use crate::actor::{Dispatch, Routes};
 use crate::client::Bus;
+use crate::foreign::Foreign;
 use crate::framing::Reader;
 use crate::server::{Busy, serve};
 use crate::{control, envelope::PROTOCOL, privileges};
@@ -15,7 +16,7 @@ use contracts::plugin::{FromPlugin, PluginBoot, PluginSpec, Privileges, Socket, 
 use contracts::{Error, Fd, PluginId, Result, Service};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::HashMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::mpsc};
 
 /// How long a stopping process waits for what is in flight.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -209,7 +210,8 @@ async fn run(
         Err(e) => return refuse(&Error::internal(format!("control link: {e}"))),
     };
     let (sender, mut receiver) = control::resume::<FromPlugin, ToPlugin>(stream, reader);
-    let mut process = Process::new(registrations, plugins);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut process = Process::new(registrations, plugins, tell);
     if sender
         .send(&FromPlugin::Hello { protocol: PROTOCOL })
         .await
@@ -220,7 +222,14 @@ async fn run(
     loop {
         let message = tokio::select! {
             // An edge that retires counts what its clients wait for.
-            () = process.busy.idle(), if process.busy.is_ending() => return ExitCode::SUCCESS,
+            () = process.busy.idle(), if process.busy.is_ending() => {
+                process.stop_programs().await;
+                return ExitCode::SUCCESS;
+            }
+            Some(said) = told.recv() => match process.pass_on(said, &sender).await {
+                true => continue,
+                false => return ExitCode::FAILURE,
+            },
             message = receiver.next() => message,
         };
         let message = match message {
@@ -249,7 +258,8 @@ async fn run(
             }
             ToPlugin::Start { plugin } => {
                 let told = match process.start(&plugin) {
-                    Ok(()) => sender.send(&FromPlugin::Ready { plugin }).await,
+                    Ok(true) => sender.send(&FromPlugin::Ready { plugin }).await,
+                    Ok(false) => Ok(()),
                     Err(error) => {
                         tracing::error!(%plugin, %error, "plugin does not start");
                         // The supervisor reads the reason before it sees the exit.
@@ -262,7 +272,9 @@ async fn run(
                 }
             }
             ToPlugin::Ping { number } => {
-                if sender.send(&FromPlugin::Pong { number }).await.is_err() {
+                if let Some(foreign) = process.programs().next() {
+                    foreign.ping(number);
+                } else if sender.send(&FromPlugin::Pong { number }).await.is_err() {
                     return ExitCode::FAILURE;
                 }
             }
@@ -271,6 +283,7 @@ async fn run(
                 process.busy.end();
                 // Past the bound, callers are told by their broken links.
                 let _ = tokio::time::timeout(DRAIN, process.busy.idle()).await;
+                process.stop_programs().await;
                 return ExitCode::SUCCESS;
             }
         }
@@ -287,6 +300,8 @@ fn control_stream() -> std::io::Result<UnixStream> {
 struct Process {
     hosted: HashMap<PluginId, Hosted>,
     busy: Rc<Busy>,
+    /// Where foreign programs say how they are.
+    tell: mpsc::UnboundedSender<FromPlugin>,
 }
 
 struct Hosted {
@@ -296,10 +311,16 @@ struct Hosted {
     /// What answers, once started; sockets that came before wait here.
     dispatch: Option<Rc<dyn Dispatch>>,
     early: Vec<UnixStream>,
+    /// The program that answers for it, once started.
+    foreign: Option<Foreign>,
 }
 
 impl Process {
-    fn new(registrations: Vec<Registration>, plugins: Vec<PluginBoot>) -> Self {
+    fn new(
+        registrations: Vec<Registration>,
+        plugins: Vec<PluginBoot>,
+        tell: mpsc::UnboundedSender<FromPlugin>,
+    ) -> Self {
         let mut registrations: HashMap<PluginId, Registration> = registrations
             .into_iter()
             .map(|registration| (registration.spec.id.clone(), registration))
@@ -315,12 +336,14 @@ impl Process {
                     bus,
                     dispatch: None,
                     early: Vec::new(),
+                    foreign: None,
                 },
             )
         });
         Self {
             hosted: hosted.collect(),
             busy: Rc::default(),
+            tell,
         }
     }
 
@@ -351,23 +374,72 @@ impl Process {
         }
     }
 
-    fn start(&mut self, plugin: &PluginId) -> Result<()> {
+    /// Starts a plugin. Answers whether it is ready; otherwise its program says when.
+    fn start(&mut self, plugin: &PluginId) -> Result<bool> {
         let Some(hosted) = self.hosted.get_mut(plugin) else {
             return Err(Error::not_found(format!(
                 "plugin {plugin}: not in this process"
             )));
         };
-        let (Some(registration), Some(boot)) = (&hosted.registration, hosted.boot.take()) else {
+        let boot = hosted.boot.take();
+        if let Some(boot) = boot.as_ref()
+            && let Some(command) = &boot.exec
+        {
+            let (bus, tell) = (hosted.bus.clone(), self.tell.clone());
+            hosted.foreign = Some(Foreign::start(boot, command, bus, tell)?);
+            return Ok(false);
+        }
+        let (Some(registration), Some(boot)) = (&hosted.registration, boot) else {
             return Err(Error::precondition(format!(
                 "plugin {plugin}: unknown to this build, or started before"
             )));
         };
         let dispatch = registration.launch(boot, hosted.bus.clone(), self.busy.clone())?;
+        self.serve(plugin, dispatch);
+        Ok(true)
+    }
+
+    /// Lets `dispatch` answer for a plugin from now on.
+    fn serve(&mut self, plugin: &PluginId, dispatch: Rc<dyn Dispatch>) {
+        let Some(hosted) = self.hosted.get_mut(plugin) else {
+            return;
+        };
         for stream in hosted.early.drain(..) {
             actix::spawn(serve(stream, dispatch.clone(), self.busy.clone()));
         }
         hosted.dispatch = Some(dispatch);
-        Ok(())
+    }
+
+    /// The foreign programs that have been started.
+    fn programs(&self) -> impl Iterator<Item = &Foreign> {
+        self.hosted
+            .values()
+            .filter_map(|hosted| hosted.foreign.as_ref())
+    }
+
+    async fn stop_programs(&self) {
+        for foreign in self.programs() {
+            foreign.stop().await;
+        }
+    }
+
+    /// Tells the supervisor what a foreign program said. Answers whether the process goes on.
+    async fn pass_on(&mut self, said: FromPlugin, sender: &control::Sender<FromPlugin>) -> bool {
+        match &said {
+            FromPlugin::Ready { plugin } => {
+                let answers = self.programs().next().map(Foreign::dispatch);
+                if let Some(answers) = answers {
+                    self.serve(plugin, answers);
+                }
+            }
+            FromPlugin::Failed { plugin, error } => {
+                tracing::error!(%plugin, %error, "the program is of no more use");
+                let _ = sender.send(&said).await;
+                return false;
+            }
+            _ => {}
+        }
+        sender.send(&said).await.is_ok()
     }
 }
 
