@@ -241,6 +241,8 @@ impl Daemon {
 
     fn feed(&mut self, input: Input) {
         let mut inputs = vec![input];
+        self.lifecycle
+            .set_clock(Timestamp::now(), self.began.elapsed());
         while let Some(input) = inputs.pop() {
             for output in self.lifecycle.handle(input, self.began.elapsed()) {
                 inputs.extend(self.obey(output));
@@ -266,16 +268,23 @@ impl Daemon {
             ),
             What::Said(FromPlugin::Hello { .. }) => Input::Hello(news.process),
             // Nobody may speak for the plugin of another process.
-            What::Said(FromPlugin::Ready { plugin } | FromPlugin::Failed { plugin, .. })
-                if !slot.hosts.contains(&plugin) =>
-            {
+            What::Said(
+                FromPlugin::Ready { plugin }
+                | FromPlugin::Failed { plugin, .. }
+                | FromPlugin::Broken { plugin, .. },
+            ) if !slot.hosts.contains(&plugin) => {
                 Input::HungUp(news.process, format!("it spoke for {plugin}"))
             }
             What::Said(FromPlugin::Ready { plugin }) => Input::Ready(plugin),
             What::Said(FromPlugin::Failed { plugin, error }) => Input::Refused(plugin, error),
-            What::Said(FromPlugin::Pong { .. }) => return,
-            What::Said(FromPlugin::Broken { why, .. }) => Input::HungUp(news.process, why),
-            What::Said(FromPlugin::Panicked { .. }) => return,
+            What::Said(FromPlugin::Pong { number }) => Input::Pong(news.process, number),
+            What::Said(FromPlugin::Broken { plugin, peer, why }) => {
+                tracing::warn!(%plugin, %peer, why, "link broke: made anew");
+                Input::Broken { plugin, peer }
+            }
+            What::Said(FromPlugin::Panicked { what }) => {
+                Input::LastWords(news.process, format!("panicked at {what}"))
+            }
             What::HungUp(why) => Input::HungUp(news.process, why),
             What::Exited(reason) => {
                 slot.running = None;
@@ -297,6 +306,9 @@ impl Daemon {
             } => self.notify(caller, peer, standing),
             Output::Stop(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
             Output::Retire(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
+            Output::Ping(process, number) => {
+                self.with_running(process, |r| r.send(ToPlugin::Ping { number }));
+            }
             Output::Kill(process) => self.with_running(process, Running::kill),
             Output::Changed(plugin, standing) => self.log(&plugin, &standing),
             Output::Finished => self.finished = true,

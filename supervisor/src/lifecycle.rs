@@ -5,6 +5,9 @@
 //! is well, and a broken plugin holds up nobody. `now` is the time since the supervisor began.
 
 mod change;
+mod edges;
+mod exits;
+mod probe;
 mod telling;
 mod wishes;
 
@@ -15,9 +18,9 @@ use crate::{
     restart::{History, Pause, Policy},
     standing::Standing,
 };
-use contracts::{Error, PluginId};
+use contracts::{Error, PluginId, Timestamp, plugin::Exit};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -72,8 +75,19 @@ pub enum Input {
     Refused(PluginId, Error),
     /// A process hung up its control link, or broke its protocol.
     HungUp(usize, String),
+    /// Why a process is about to end, better than its exit will tell.
+    LastWords(usize, String),
     /// A process ended, and how.
     Exited(usize, String),
+    /// A process answered [`Output::Ping`] of this number.
+    Pong(usize, u64),
+    /// A plugin cannot use its link to a living peer any more.
+    Broken {
+        /// Who says so.
+        plugin: PluginId,
+        /// The other end.
+        peer: PluginId,
+    },
     /// A user wants a plugin stopped.
     Stop(PluginId),
     /// A user wants a plugin started.
@@ -126,6 +140,8 @@ pub enum Output {
     Stop(usize),
     /// Ask a process to accept nothing new and to finish what is in flight, and forget it: another takes its place.
     Retire(usize),
+    /// Ask a process whether it answers, by a number.
+    Ping(usize, u64),
     /// Kill a process.
     Kill(usize),
     /// A plugin stands differently: worth a line in the log.
@@ -145,6 +161,10 @@ pub struct Lifecycle {
     standings: BTreeMap<PluginId, Standing>,
     /// What each caller was last told about each peer.
     told: BTreeMap<(PluginId, PluginId), Standing>,
+    edges: BTreeMap<(PluginId, PluginId), edges::Edge>,
+    rounds: probe::Rounds,
+    /// What the clock on the wall says when `now` is zero.
+    epoch: Timestamp,
     shutdown: bool,
     finished: bool,
     out: Vec<Output>,
@@ -155,7 +175,10 @@ struct Process {
     phase: Phase,
     history: History,
     spawned: u32,
-    last_exit: String,
+    exits: VecDeque<Exit>,
+    /// Why it is about to end, if that is known better than from its exit.
+    last_words: Option<String>,
+    pulse: Option<probe::Pulse>,
     /// Why it is down or resting, and which plugin of it is to blame.
     cause: String,
     culprit: Option<PluginId>,
@@ -222,6 +245,9 @@ impl Lifecycle {
             processes: processes.iter().cloned().map(Process::new).collect(),
             standings: BTreeMap::new(),
             told: BTreeMap::new(),
+            edges: BTreeMap::new(),
+            rounds: probe::Rounds::default(),
+            epoch: Timestamp(0),
             shutdown: false,
             finished: false,
             out: Vec::new(),
@@ -241,6 +267,9 @@ impl Lifecycle {
             Input::Ready(plugin) => self.ready(&plugin, now),
             Input::Refused(plugin, error) => self.refused(plugin, &error, now),
             Input::HungUp(process, why) => self.hung_up(process, why, now),
+            Input::LastWords(process, why) => self.last_words(process, why),
+            Input::Pong(process, number) => self.pong(process, number, now),
+            Input::Broken { plugin, peer } => self.broken(plugin, peer, now),
             Input::Exited(process, reason) => self.exited(process, reason, now),
             Input::Stop(plugin) => self.on_user(&plugin, |me, p| me.stop(p, now)),
             Input::Start(plugin) => self.on_user(&plugin, |me, p| me.start(p, now)),
@@ -272,11 +301,15 @@ impl Lifecycle {
             Phase::Resting { until, .. } => Some(until),
             _ => None,
         });
+        let live = |p: &Plugin| self.has_phase(p.process, |p| matches!(p, Phase::Live { .. }));
         let plugins = self.plugins.values().filter_map(|p| match p.progress {
             Progress::Starting(since) if !p.had_chance => Some(since + self.timing.patience),
+            Progress::Starting(since) if live(p) => Some(since + self.timing.start),
             _ => None,
         });
-        processes.chain(plugins).min()
+        let others = [self.probe_due(), self.edges_due()];
+        let others = others.into_iter().flatten();
+        processes.chain(plugins).chain(others).min()
     }
 
     /// How `plugin` stands; the supervisor and what is unknown count as ready.
@@ -293,11 +326,6 @@ impl Lifecycle {
     /// How often the process of `plugin` was started again.
     pub fn restarts(&self, plugin: &PluginId) -> u32 {
         self.of(plugin).map_or(0, |p| p.spawned.saturating_sub(1))
-    }
-
-    /// How the process of `plugin` ended last time; empty when it never did.
-    pub fn last_exit(&self, plugin: &PluginId) -> &str {
-        self.of(plugin).map_or("", |p| &p.last_exit)
     }
 
     /// Whether the process of `plugin` is on its way up or down.
@@ -326,6 +354,8 @@ impl Lifecycle {
             hello: false,
         };
         process.spawned += 1;
+        process.pulse = None;
+        process.last_words = None;
         let hosts: BTreeSet<_> = process.hosts.iter().cloned().collect();
         for (id, plugin) in &mut self.plugins {
             if hosts.contains(id) {
@@ -344,13 +374,11 @@ impl Lifecycle {
             .edges()
             .filter(|(from, to)| hosts.contains(*from) || hosts.contains(*to))
             .filter(|(from, to)| self.is_live(from) && self.is_live(to));
-        let wires: Vec<_> = touched
-            .map(|(caller, peer)| Output::Wire {
-                caller: caller.clone(),
-                peer: peer.clone(),
-            })
-            .collect();
-        self.out.extend(wires);
+        let touched: Vec<_> = touched.map(|(a, b)| (a.clone(), b.clone())).collect();
+        for (caller, peer) in touched {
+            self.is_wired(&caller, &peer);
+            self.out.push(Output::Wire { caller, peer });
+        }
     }
 
     fn is_live(&self, plugin: &PluginId) -> bool {
@@ -384,6 +412,7 @@ impl Lifecycle {
             && let Some(process) = self.processes.get_mut(index)
         {
             process.failed = false;
+            self.feel(index, now);
         }
     }
 
@@ -429,11 +458,11 @@ impl Lifecycle {
         let Some(process) = self.processes.get_mut(index) else {
             return;
         };
-        process.last_exit.clone_from(&reason);
+        let reason = process.ended(self.epoch, now, reason);
         let then = match process.phase {
             Phase::Ending { then, .. } => then,
             _ => {
-                process.cause = format!("it ended with {reason}");
+                process.cause = format!("it ended: {reason}");
                 process.culprit = None;
                 Then::Rest { refused: false }
             }
@@ -460,6 +489,9 @@ impl Lifecycle {
 
     /// How long all plugins of a process have answered.
     fn ready_for(&self, index: usize, now: Duration) -> Duration {
+        let pulse = self.processes.get(index).and_then(|p| p.pulse);
+        // Who was stuck did not answer.
+        let now = pulse.filter(|p| p.silent).map_or(now, |p| p.heard);
         let mut shortest = None;
         for plugin in self.plugins.values().filter(|p| p.process == index) {
             let answered = match plugin.progress {
@@ -483,6 +515,13 @@ impl Lifecycle {
 
     /// Does what time has made due.
     fn due(&mut self, now: Duration) {
+        self.probe(now);
+        self.mend(now);
+        if let Some(index) = self.too_long_in_start(now) {
+            let seconds = self.timing.start.as_secs_f64();
+            let why = format!("it was not ready after {seconds} s and was killed");
+            self.kill(index, now, why);
+        }
         for index in 0..self.processes.len() {
             match self.processes.get(index).map(|p| p.phase.clone()) {
                 Some(Phase::Resting { until, .. }) if until <= now && !self.shutdown => {
@@ -549,7 +588,9 @@ impl Process {
             phase: Phase::Down,
             history: History::default(),
             spawned: 0,
-            last_exit: String::new(),
+            exits: VecDeque::new(),
+            last_words: None,
+            pulse: None,
             cause: String::new(),
             culprit: None,
             failed: false,

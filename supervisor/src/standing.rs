@@ -136,9 +136,10 @@ fn rank(plugin: &PluginId, known: &BTreeMap<PluginId, Standing>) -> u8 {
     match known.get(plugin).map(|standing| standing.state) {
         Some(State::Failed) => 5,
         Some(State::Stopped) => 4,
-        Some(State::Backoff) => 3,
+        // Who is degraded and yet the cause itself is stuck.
+        Some(State::Backoff | State::Degraded) => 3,
         Some(State::Starting) => 2,
-        Some(State::Pending | State::Degraded) => 1,
+        Some(State::Pending) => 1,
         Some(State::Ready) | None => 0,
     }
 }

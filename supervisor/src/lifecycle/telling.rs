@@ -60,7 +60,16 @@ impl Lifecycle {
         match (&process.phase, plugin.progress) {
             (Phase::Down, _) if process.spawned == 0 => condition(State::Pending, ""),
             (Phase::Down, _) => blamed(State::Stopped),
-            (Phase::Live { .. }, Progress::Answering(_)) => condition(State::Ready, ""),
+            (Phase::Live { .. }, Progress::Answering(_)) => match process.pulse {
+                Some(pulse) if pulse.silent => {
+                    let since = self.wall(pulse.heard);
+                    condition(
+                        State::Degraded,
+                        &format!("it does not answer since {since}"),
+                    )
+                }
+                _ => condition(State::Ready, ""),
+            },
             (Phase::Live { .. } | Phase::Resting { .. }, _) if process.failed => {
                 blamed(State::Failed)
             }

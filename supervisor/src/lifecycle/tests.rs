@@ -5,6 +5,8 @@ use crate::samples::{graph, id, spec};
 use contracts::plugin::{PluginSpec, State};
 use proptest::prelude::*;
 
+mod live;
+
 const NOW: Duration = Duration::from_secs(1);
 
 fn machine(specs: &[PluginSpec]) -> Lifecycle {
@@ -13,8 +15,16 @@ fn machine(specs: &[PluginSpec]) -> Lifecycle {
 }
 
 fn shared(specs: &[PluginSpec], processes: &[Vec<PluginId>]) -> Lifecycle {
-    let (policy, timing) = (Policy::default(), Timing::default());
+    let (policy, timing) = (Policy::default(), unprobed());
     Lifecycle::new(graph(specs), processes, policy, timing, Box::new(|| 1.0))
+}
+
+/// These processes do not answer questions.
+fn unprobed() -> Timing {
+    Timing {
+        probe: Duration::ZERO,
+        ..Timing::default()
+    }
 }
 
 /// `a` requires `b` requires `c`; processes 0, 1, 2. All hellos are said.
@@ -337,7 +347,11 @@ impl World {
                 self.post(process, Input::Exited(process, "signal 9".into()));
             }
             Output::Finished => self.finished = true,
-            Output::Kill(_) | Output::Retire(_) | Output::Notify { .. } | Output::Changed(..) => {}
+            Output::Kill(_)
+            | Output::Retire(_)
+            | Output::Ping(..)
+            | Output::Notify { .. }
+            | Output::Changed(..) => {}
         }
     }
 

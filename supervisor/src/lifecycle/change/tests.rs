@@ -18,7 +18,11 @@ fn running() -> Lifecycle {
 }
 
 fn of(specs: &[PluginSpec]) -> Lifecycle {
-    let (policy, timing) = (Policy::default(), Timing::default());
+    let policy = Policy::default();
+    let timing = Timing {
+        probe: Duration::ZERO,
+        ..Timing::default()
+    };
     let alone = alone(specs);
     Lifecycle::new(graph(specs), &alone, policy, timing, Box::new(|| 1.0))
 }
