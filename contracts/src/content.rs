@@ -20,6 +20,7 @@ service! {
         read ingests(Ingests) -> Page<Ingest>;
         write abort(Abort) -> ();
         stream follow(Follow) -> Growth;
+        read verify(Verify) -> Blob;
     } emits {
         "/content/create" => Created;
         "/content/delete" => Deleted;
@@ -79,7 +80,10 @@ pub struct List {
 
 /// Opens a committed blob for reading.
 ///
-/// Errors: `NotFound`; `DataLoss` when the record's bytes are gone or have another size.
+/// What is handed out has hashed to its digest since this content store was started, and its file was not touched since;
+/// the first open may therefore take as long as reading the blob once. Bytes that rot on the device afterwards are found
+/// by the next scrub. Errors: `NotFound`; `DataLoss` when the bytes are gone, cut, or not those of the digest: the way
+/// out is a pull of an image that has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Open {
     /// Which blob.
@@ -117,7 +121,7 @@ pub struct Delete {
 ///
 /// There is one writer per ref. Writing ends when the last copy of the pipe is closed.
 /// Errors: `Aborted` while another writer holds the ref; `AlreadyExists` when `expected` is committed in this
-/// namespace; `InvalidArgument` when `expected` or `total` differ from those of the ingest; `ResourceExhausted`.
+/// namespace and its bytes are right (damaged ones are written again); `InvalidArgument` when `expected` or `total` differ from those of the ingest; `ResourceExhausted`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Write {
     /// The caller's name for the write.
@@ -222,4 +226,18 @@ pub struct Created {
 pub struct Deleted {
     /// Which blob.
     pub digest: Digest,
+}
+
+/// Looks whether the bytes of a blob are those of its digest, and says so from then on.
+///
+/// Bytes that were seen to be right since this content store was started, and whose file was not touched since, are not
+/// read again unless there is `doubt`. A blob that is found damaged stays marked, over restarts, until it is written
+/// again. Errors: `NotFound`; `DataLoss` as [`Open`]. Cost: reading the blob, when it is not known.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verify {
+    /// Which blob.
+    pub digest: Digest,
+    /// Whether somebody found bytes that do not fit: they are read whatever is known of them.
+    #[serde(default)]
+    pub doubt: bool,
 }

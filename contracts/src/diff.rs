@@ -11,6 +11,7 @@ service! {
         stream compare(Compare) -> Comparing;
         read lookup(Lookup) -> Found;
         read sync(Sync) -> ();
+        stream verify(Verify) -> Verifying;
     }
 }
 
@@ -122,4 +123,65 @@ pub struct Found {
 pub struct Sync {
     /// Any snapshot on that file system.
     pub mounts: Vec<Mount>,
+}
+
+/// Compares the files of a committed snapshot with what its layers say, entry by entry.
+///
+/// Compared are kind, mode, owner, modification time, extended attributes, link target, device numbers, hard links and
+/// every byte of content; deletions as the driver's format has them; and that nothing else is there. What a layer only
+/// implies (directories without an entry) must be a directory with the look it has below. Paths are resolved beneath the
+/// snapshot's root, and the bytes that speak are hashed: a layer whose diff id differs proves nothing. Dropping the
+/// stream stops it. Errors: as [`Apply`]; `DataLoss` when a layer itself is damaged: fetch it again first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verify {
+    /// The layers whose files the topmost directory of `mounts` holds, lowest first: one where directories are stacked,
+    /// the whole chain where each is a copy.
+    pub layers: Vec<Proof>,
+    /// A view of the snapshot.
+    pub mounts: Vec<Mount>,
+    /// Whether what differs is put right from the layers, file by file: a new one beside, then a rename.
+    #[serde(default)]
+    pub mend: bool,
+}
+
+/// A layer and what proves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The layer's blob.
+    pub layer: Descriptor,
+    /// What it must hash to when it is uncompressed.
+    pub diff_id: Digest,
+}
+
+/// How far a comparison with layers is; the last item carries `verified`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verifying {
+    /// Uncompressed bytes of the layers that were compared.
+    pub offset: u64,
+    /// The result, in the last item.
+    pub verified: Option<Verified>,
+}
+
+/// What a comparison with layers found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Files, directories and all else that was looked at.
+    pub entries: u64,
+    /// Uncompressed bytes of the layers.
+    pub bytes: u64,
+    /// What differed before anything was mended, by path; at most 100.
+    pub differences: Vec<Difference>,
+    /// How many differed in all.
+    pub different: u64,
+    /// How many of them were put right; what was not differs still.
+    pub mended: u64,
+}
+
+/// One path whose file is not what its layer says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Beneath the snapshot's root; `%XX` stands for bytes that are not UTF-8 and for `%`, and a long one is cut.
+    pub path: String,
+    /// For people: `mode 0644, expected 0755`.
+    pub what: String,
 }

@@ -14,11 +14,13 @@ use tokio::sync::{Mutex, MutexGuard};
 /// Locks over the digests; two digests that share one only wait for each other.
 const LOCKS: usize = 64;
 /// Source: OCI image-spec, descriptor.md "Registered Algorithms".
-const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
+pub(crate) const ALGORITHMS: [&str; 3] = ["sha256", "sha384", "sha512"];
 
 pub(crate) struct Blobs {
     root: PathBuf,
     locks: Vec<Mutex<()>>,
+    /// Whether folders are synced.
+    sync: bool,
 }
 
 /// One file as it lies there.
@@ -29,13 +31,25 @@ pub(crate) struct Lying {
 }
 
 impl Blobs {
-    pub(crate) fn open(root: PathBuf) -> Result<Self, Trouble> {
+    pub(crate) fn open(root: PathBuf, sync: bool) -> Result<Self, Trouble> {
+        let fresh = !root.exists();
         for algorithm in ALGORITHMS {
             let folder = root.join(algorithm);
             fs::create_dir_all(&folder).map_err(Trouble::io(&folder))?;
         }
+        if fresh && sync {
+            // A folder that a power cut takes would take its blobs along.
+            for folder in [Some(root.as_path()), root.parent()].into_iter().flatten() {
+                durable(folder)?;
+            }
+        }
         let locks = (0..LOCKS).map(|_| Mutex::default()).collect();
-        Ok(Self { root, locks })
+        Ok(Self { root, locks, sync })
+    }
+
+    /// The folder of an algorithm.
+    pub(crate) fn folder(&self, algorithm: &str) -> PathBuf {
+        self.root.join(algorithm)
     }
 
     pub(crate) fn path(&self, digest: &Digest) -> PathBuf {
@@ -93,15 +107,16 @@ impl Blobs {
     pub(crate) fn place(&self, data: &Path, digest: &Digest) -> Result<(), Trouble> {
         let path = self.path(digest);
         fs::rename(data, &path).map_err(Trouble::io(&path))?;
+        faults::point("content.commit.renamed");
         self.sync(digest)
     }
 
     /// Makes the folder of a digest durable.
     pub(crate) fn sync(&self, digest: &Digest) -> Result<(), Trouble> {
-        let folder = self.root.join(digest.algorithm());
-        File::open(&folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(Trouble::io(&folder))
+        match self.sync {
+            true => durable(&self.root.join(digest.algorithm())),
+            false => Ok(()),
+        }
     }
 
     /// Removes the bytes; none is fine.
@@ -121,6 +136,12 @@ impl Blobs {
             files.filter_map(|file| lying(algorithm, &file))
         })
     }
+}
+
+fn durable(folder: &Path) -> Result<(), Trouble> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Trouble::io(folder))
 }
 
 fn lying(algorithm: &str, file: &fs::DirEntry) -> Option<Lying> {

@@ -12,6 +12,9 @@ pub struct Config {
     pub ingest_hours: u32,
     /// Most pipes that are read at a time; each has a thread of its own.
     pub writers: u32,
+    /// Whether bytes are on disk before their record is. Without, a power cut may leave records without bytes (found by
+    /// the next use, and fetched again by the next pull): for nodes that are thrown away with their disk.
+    pub sync: bool,
 }
 
 /// What a namespace gets of the bytes of others.
@@ -31,6 +34,7 @@ impl Default for Config {
             policy: Policy::Shared,
             ingest_hours: 24,
             writers: 128,
+            sync: true,
         }
     }
 }

@@ -187,6 +187,8 @@ impl Follower {
         let opened = tokio::task::spawn_blocking(move || store.open_blob(&namespace, &digest));
         let (blob, file) = match opened.await.map_err(Trouble::worker)? {
             Err(Trouble::Missing(_)) => return Ok(None),
+            // What is damaged is about to be written again, or the follower waits as for what is not there.
+            Err(trouble) if trouble.is_damage() => return Ok(None),
             opened => opened?,
         };
         self.complete = true;

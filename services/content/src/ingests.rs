@@ -185,6 +185,38 @@ impl Ingests {
         over
     }
 
+    /// Folders that belong to no ingest: what somebody else put there, or a crash left.
+    pub(crate) fn strays(&self) -> Result<Vec<String>, Trouble> {
+        let folders = fs::read_dir(&self.root).map_err(Trouble::io(&self.root))?;
+        let there: Vec<PathBuf> = folders.flatten().map(|folder| folder.path()).collect();
+        // After the folders, so that none is younger than the index: an ingest is in it before its folder is made.
+        let index = self.index();
+        let known: std::collections::HashSet<PathBuf> = index
+            .keys()
+            .map(|(namespace, name)| self.folder(namespace, name))
+            .collect();
+        drop(index);
+        let strays = there
+            .into_iter()
+            .filter(|path| !known.contains(path) && path.exists());
+        Ok(strays
+            .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .collect())
+    }
+
+    /// Removes a folder that belongs to no ingest; none is fine.
+    pub(crate) fn remove_stray(&self, name: &str) -> Result<(), Trouble> {
+        if !self.strays()?.iter().any(|stray| stray == name) {
+            return Ok(());
+        }
+        let path = self.root.join(name);
+        let gone = match fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+            true => fs::remove_dir_all(&path),
+            false => fs::remove_file(&path),
+        };
+        gone.map_err(Trouble::io(&path))
+    }
+
     /// One page of a namespace's ingests, by ref.
     pub(crate) fn page(
         &self,

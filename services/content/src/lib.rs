@@ -21,12 +21,24 @@
 //! | `follow.rs` | a stream that grows with an ingest |
 //! | `sweep.rs`, `collect.rs`, `references.rs` | roots and removal · generations, marks, stamps · labels that refer |
 //! | `ingests.rs`, `ingest.rs`, `writer.rs` | all unfinished writes · one of them · the thread that reads its pipe |
+//! | `verify.rs`, `trust.rs` | damaged bytes are marked, never handed out, and written again · what was seen to be right |
+//! | `check.rs`, `checking.rs` | the contract `integrity`: this store's own disk, looked at in short steps |
 //! | `writeback.rs` | bytes on their way to the device before anybody waits for it |
 //! | `blobs.rs`, `hasher.rs`, `room.rs` | files of committed bytes · the three digest algorithms · what stays free |
+//!
+//! **What is promised to readers.** A descriptor is handed out only for bytes that hashed to their digest in this life of
+//! the store (at most once per blob and life: at commit, by a check, or at the first open), whose file nobody touched
+//! since, and that are not marked as damaged; ranges and whole reads alike. Who reads through a descriptor reads what the
+//! kernel has: a device that rots *after* that look is found by the next scrub, not by the read.
+//!
+//! **Power.** Bytes are synced before the rename, the folder after it, the record after both; `sync = false` leaves that
+//! out, for nodes that are thrown away.
 //!
 //! Must not know: what a blob means (manifest, layer, …), and who wants it.
 
 mod blobs;
+mod check;
+mod checking;
 mod collect;
 mod collecting;
 mod config;
@@ -40,6 +52,8 @@ mod room;
 mod service;
 mod store;
 mod sweep;
+mod trust;
+mod verify;
 mod writeback;
 mod writer;
 
@@ -47,13 +61,15 @@ pub use config::{Config, Policy};
 
 use bus::{Boot, Registration};
 use contracts::{
-    collect::Collect, content::Content, events::Events, leases::Leases, plugin::Privileges,
+    collect::Collect, content::Content, events::Events, integrity::Integrity, leases::Leases,
+    plugin::Privileges,
 };
 
 /// Registers `content/local`.
 pub fn plugin() -> Registration {
     Registration::new::<Content>("local")
         .also::<Collect>()
+        .also::<Integrity>()
         .requires::<Events>()
         .requires::<Leases>()
         .privileges(Privileges::NONE)

@@ -11,8 +11,9 @@ use contracts::{
     collect::{Begin, Mark, References, Resource, Roots, Sweep, Tally},
     content::{
         Abort, Blob, Commit, Delete, Follow, Ingests, List, Open, Opened, Stat, Status, Update,
-        Write, Writer,
+        Verify, Write, Writer,
     },
+    integrity::{Check, Mend},
     leases,
 };
 use std::{os::fd::OwnedFd, time::Duration};
@@ -56,6 +57,9 @@ pub(crate) fn routes() -> Routes<ContentService> {
         .on::<Ingests>()
         .on::<Abort>()
         .stream::<Follow>()
+        .on::<Verify>()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Begin>()
         .on::<Roots>()
         .on::<References>()
@@ -98,6 +102,17 @@ impl Handler<Call<Open>> for ContentService {
             let (blob, file) = store.open_blob(call.ctx.namespace()?, &call.body.digest)?;
             let fd = Fd::from(OwnedFd::from(file));
             Ok::<_, crate::error::Trouble>(Opened { blob, fd })
+        })
+    }
+}
+
+impl Handler<Call<Verify>> for ContentService {
+    type Result = Reply<Verify>;
+    fn handle(&mut self, call: Call<Verify>, _: &mut Context<Self>) -> Self::Result {
+        let store = self.store.clone();
+        on_disk(move || {
+            let Verify { digest, doubt } = call.body;
+            store.verify(call.ctx.namespace()?, &digest, doubt)
         })
     }
 }
@@ -221,11 +236,12 @@ impl Handler<Opening<Follow>> for ContentService {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contracts::{collect::Collect, content::Content};
+    use contracts::{collect::Collect, content::Content, integrity::Integrity};
 
     #[test]
     fn every_method_has_a_route() {
         assert!(routes().missing::<Content>().is_empty());
         assert!(routes().missing::<Collect>().is_empty());
+        assert!(routes().missing::<Integrity>().is_empty());
     }
 }

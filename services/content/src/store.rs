@@ -4,18 +4,22 @@
 //! content.redb
 //!   blobs      namespace NUL digest → size, labels, times
 //!   sharers    digest NUL namespace → size       the same, found by digest
+//!   damaged    digest → what was found instead of its bytes; goes when they are written again
 //! ```
 //!
 //! Coming: bytes synced, moved to their place, folder synced, record committed. Going: record removed, and when it was
-//! the last of its digest, the bytes.
+//! the last of its digest, the bytes. A record therefore never says more than the disk has, whenever power goes.
 
 use crate::{
     blobs::Blobs,
+    check::Bookmark,
     collect::Collection,
     config::{Config, Policy},
     error::Trouble,
     ingest::{Claim, Ingest, Phase, Verified, spoils},
     ingests::Ingests,
+    trust::{Stamp, Trust},
+    verify::DAMAGED,
 };
 use contracts::{
     Digest, LabelPatch, Labels, Namespace, OperationId, Page, Paging, Ref, Timestamp, check_labels,
@@ -77,7 +81,7 @@ impl Key {
         format!("{}\0{}", self.namespace, self.digest)
     }
 
-    fn shared(&self) -> String {
+    pub(crate) fn shared(&self) -> String {
         format!("{}\0{}", self.digest, self.namespace)
     }
 
@@ -106,6 +110,8 @@ struct Inner {
     collection: Collection,
     config: Config,
     opened: SystemTime,
+    trust: Trust,
+    bookmark: Bookmark,
 }
 
 /// An ingest that has passed its checks and waits for its record.
@@ -129,11 +135,13 @@ impl Store {
         let ledger = Ledger::open(root.join("content.redb"), LedgerConfig::FIRST)?;
         let inner = Inner {
             ledger,
-            blobs: Blobs::open(root.join("blobs"))?,
+            blobs: Blobs::open(root.join("blobs"), config.sync)?,
             ingests: Ingests::open(root.join("ingests"), *config)?,
             collection: Collection::default(),
             config: *config,
             opened: SystemTime::now(),
+            trust: Trust::default(),
+            bookmark: Bookmark::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -150,6 +158,18 @@ impl Store {
 
     pub(crate) fn collection(&self) -> &Collection {
         &self.inner.collection
+    }
+
+    pub(crate) fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.inner.trust
+    }
+
+    pub(crate) fn bookmark(&self) -> &Bookmark {
+        &self.inner.bookmark
     }
 
     /// A record that is about to be used.
@@ -187,7 +207,9 @@ impl Store {
         })
     }
 
-    /// Opens a blob for one reader. Errors: `Missing`, `Gone`, `Damaged`.
+    /// Opens a blob for one reader, who gets bytes that were seen to be right. Blocks, at first for reading them.
+    ///
+    /// Errors: `Missing`, `Gone`, `Damaged`, `Rotten`.
     pub(crate) fn open_blob(
         &self,
         namespace: &Namespace,
@@ -195,7 +217,7 @@ impl Store {
     ) -> Result<(Blob, File), Trouble> {
         let key = Key::new(namespace, digest);
         let record = self.used(&key)?;
-        match self.inner.blobs.read(digest, record.size) {
+        match self.proven(digest, record.size, false) {
             Ok(file) => Ok((record.blob(digest.clone()), file)),
             // It may have been deleted since.
             Err(_) if self.record(&key)?.is_none() => Err(Trouble::Missing(digest.clone())),
@@ -244,6 +266,7 @@ impl Store {
             None => Err(Trouble::Missing(key.digest.clone())),
         };
         self.inner.ledger.write(Some(operation), delete).await?;
+        faults::point("content.delete.recorded");
         self.release(digest).await
     }
 
@@ -253,7 +276,11 @@ impl Store {
         let work = move || {
             let _lock = store.inner.blobs.lock_blocking(&digest);
             match store.shared(&digest)? {
-                None => store.inner.blobs.remove(&digest),
+                None => {
+                    store.inner.blobs.remove(&digest)?;
+                    faults::point("content.release.bytes-removed");
+                    store.unmark(&digest)
+                }
                 Some(_) => Ok(()),
             }
         };
@@ -263,7 +290,7 @@ impl Store {
     }
 
     /// The size of a blob that some namespace has.
-    fn shared(&self, digest: &Digest) -> Result<Option<u64>, Trouble> {
+    pub(crate) fn shared(&self, digest: &Digest) -> Result<Option<u64>, Trouble> {
         let mut found = None;
         self.inner.ledger.read(|snapshot| {
             snapshot.scan(&SHARERS, &format!("{digest}\0"), None, |_, size| {
@@ -276,18 +303,27 @@ impl Store {
 
     /// Whether a write under this digest needs no bytes. Errors: `Exists` when it does not.
     ///
-    /// Under policy `shared` a blob of another namespace becomes one of this namespace, too.
+    /// Bytes that are here are looked at first, unless that was done before: damaged ones are sent again. Under policy `shared` a blob of another namespace becomes one of this namespace, too.
     pub(crate) async fn known(
         &self,
         namespace: &Namespace,
         digest: &Digest,
     ) -> Result<(), Trouble> {
         let key = Key::new(namespace, digest);
-        if self.inner.collection.touch(&key) && self.record(&key)?.is_some() {
-            return Err(Trouble::Exists(digest.clone()));
+        if self.inner.collection.touch(&key)
+            && let Some(record) = self.record(&key)?
+        {
+            return match self.intact(digest, record.size).await? {
+                true => Err(Trouble::Exists(digest.clone())),
+                false => Ok(()),
+            };
         }
-        if self.inner.config.policy == Policy::Isolated || self.shared(digest)?.is_none() {
+        if self.inner.config.policy == Policy::Isolated {
             return Ok(());
+        }
+        match self.shared(digest)? {
+            Some(size) if self.intact(digest, size).await? => {}
+            _ => return Ok(()),
         }
         let _lock = self.inner.blobs.lock(digest).await;
         // Damaged or missing bytes are better sent again.
@@ -330,6 +366,7 @@ impl Store {
             }
             tx.put(&BLOBS, &key.text(), &record)?;
             tx.put(&SHARERS, &key.shared(), &size)?;
+            tx.remove(&DAMAGED, key.digest.as_str())?;
             if fresh {
                 let digest = key.digest.clone();
                 tx.emit(
@@ -430,12 +467,14 @@ impl Store {
 
     /// Makes the bytes durable. May run beside others.
     pub(crate) async fn sync(&self, ready: &Ready) -> Result<(), Trouble> {
-        if ready.verified.placed {
+        if ready.verified.placed || !self.inner.config.sync {
             return Ok(());
         }
         let ingest = ready.ingest.clone();
         let synced = tokio::task::spawn_blocking(move || ingest.sync());
-        synced.await.map_err(Trouble::worker)?
+        synced.await.map_err(Trouble::worker)??;
+        faults::point("content.commit.synced");
+        Ok(())
     }
 
     /// Moves synced bytes to their place and commits their record.
@@ -451,22 +490,34 @@ impl Store {
             placed,
         } = ready.verified.clone();
         let lock = self.inner.blobs.lock(&digest).await;
-        if !placed {
-            let (store, ingest) = (self.clone(), ready.ingest.clone());
-            let work = move || {
-                ingest.becomes(&digest)?;
-                store.inner.blobs.place(&ingest.data(), &digest)
-            };
-            let done = tokio::task::spawn_blocking(work).await;
-            done.map_err(Trouble::worker)??;
-        }
+        let (store, ingest) = (self.clone(), ready.ingest.clone());
+        let work = move || match placed {
+            // Moved before a crash, which may have come before the folder was on disk.
+            true => store.inner.blobs.sync(&digest),
+            false => store.place(&ingest, &digest),
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(Trouble::worker)??;
+        faults::point("content.commit.placed");
         let blob = self
             .add(Some(operation), ready.key.clone(), size, labels)
             .await?;
         drop(lock);
+        faults::point("content.commit.recorded");
         let phase = Phase::Committed(blob.digest.clone());
         self.end(&ready.ingest, phase).await?;
         Ok(blob)
+    }
+
+    /// Moves bytes that were hashed to their place. Blocks.
+    fn place(&self, ingest: &Ingest, digest: &Digest) -> Result<(), Trouble> {
+        ingest.becomes(digest)?;
+        faults::point("content.commit.announced");
+        self.inner.blobs.place(&ingest.data(), digest)?;
+        let path = self.inner.blobs.path(digest);
+        let placed = std::fs::metadata(&path).map_err(Trouble::io(&path))?;
+        self.inner.trust.learn(digest, Stamp::of(&placed));
+        Ok(())
     }
 
     async fn end(&self, ingest: &Arc<Ingest>, phase: Phase) -> Result<(), Trouble> {
@@ -495,6 +546,7 @@ impl Store {
                 break;
             }
         }
+        faults::point("content.abort.dropped");
         let done = |_: &mut Tx<'_>| Ok::<_, Trouble>(());
         self.inner.ledger.write(Some(operation), done).await
     }

@@ -1,92 +1,17 @@
 //! What the content store promises beyond its contract: crashes, disks, and the collector.
 
-use bus::testing::{Fake, LocalBus, LocalNode};
 use bus::{Bus, Ctx};
 use conformance::content::{Desk, named, next, pipe, pour, send, sha256};
 use contracts::collect::{
     Begin, Edge, Mark, Node, References, Resource, Roots, Sweep, Swept, Tally,
 };
 use contracts::content::{Commit, Delete, Open, Update, Write};
-use contracts::events::{Append, Events};
-use contracts::leases::{Add, Leases};
 use contracts::{Code, Digest, LabelPatch, Labels, LeaseId, Namespace, Result};
-use std::{cell::RefCell, path::PathBuf, rc::Rc};
+use std::path::PathBuf;
 
-/// A node with the real store, and what it told others.
-struct House {
-    dir: tempfile::TempDir,
-    node: LocalNode,
-    topics: Rc<RefCell<Vec<String>>>,
-    held: Rc<RefCell<Vec<Resource>>>,
-}
+use house::House;
 
-impl House {
-    fn new() -> Self {
-        Self::with("{}")
-    }
-
-    fn with(config: &str) -> Self {
-        Self::at(tempfile::tempdir().unwrap(), config)
-    }
-
-    fn at(dir: tempfile::TempDir, config: &str) -> Self {
-        let topics = Rc::<RefCell<Vec<String>>>::default();
-        let held = Rc::<RefCell<Vec<Resource>>>::default();
-        let (told, holds) = (topics.clone(), held.clone());
-        let events = Fake::<Events>::new("log").on(move |_, append: Append| {
-            let topics = append.entries.into_iter().map(|entry| entry.topic);
-            told.borrow_mut().extend(topics);
-            Ok(0)
-        });
-        let leases = Fake::<Leases>::new("local").on(move |_, add: Add| {
-            holds.borrow_mut().extend(add.resources);
-            Ok(())
-        });
-        let node = LocalBus::new()
-            .fake(events)
-            .fake(leases)
-            .plugin_with(content::plugin(), config)
-            .start(dir.path())
-            .unwrap();
-        Self {
-            dir,
-            node,
-            topics,
-            held,
-        }
-    }
-
-    fn bus(&self) -> Bus {
-        self.node.bus()
-    }
-
-    fn desk(&self, namespace: &str) -> Desk {
-        Desk::new(&self.bus(), namespace)
-    }
-
-    fn root(&self) -> PathBuf {
-        self.dir.path().join("root/content/local")
-    }
-
-    fn file(&self, digest: &Digest) -> PathBuf {
-        let blobs = self.root().join("blobs");
-        blobs.join(digest.algorithm()).join(digest.hex())
-    }
-
-    async fn restart(&mut self) {
-        self.node.restart("content/local").await.unwrap();
-    }
-
-    async fn told(&self, topic: &str) {
-        for _ in 0..10_000 {
-            if self.topics.borrow().iter().any(|told| told == topic) {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        }
-        panic!("{topic} was not told");
-    }
-}
+mod house;
 
 #[actix_rt::test]
 async fn the_contract_is_kept() {
