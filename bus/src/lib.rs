@@ -33,6 +33,7 @@ mod plugin;
 mod privileges;
 pub mod server;
 pub mod testing;
+mod turns;
 
 pub use actor::{
     Answered, Answering, Call, Dispatch, Items, Open, Reply, Routes, Streaming, items, on_disk,

@@ -4,7 +4,7 @@
 //! down instead of growing. A well-behaved caller never lets it come so far (`link.rs` counts its calls), because a
 //! reader that has stopped hears no cancellation either. A read or stream whose caller has gone is dropped, and a read
 //! whose deadline has passed; a write runs to its end, because its effect may be half done and its record will answer
-//! the repetition.
+//! the repetition, which waits until then (`turns.rs`).
 
 #[cfg(test)]
 mod tests;
@@ -14,6 +14,7 @@ use crate::client::Ctx;
 use crate::control::unpack;
 use crate::envelope::{Body, CallFrame, Frame};
 use crate::framing::{self, Packet, Reader};
+use crate::turns::Turns;
 use contracts::{Error, Fd, Kind, Result};
 use futures_util::{StreamExt, future::LocalBoxFuture, stream::BoxStream};
 use std::{
@@ -138,6 +139,7 @@ impl Work {
         permit: tokio::sync::OwnedSemaphorePermit,
     ) {
         let deadline = Instant::now() + Duration::from_micros(call.left);
+        let operation = call.operation.clone();
         let ctx = Ctx {
             namespace: call.namespace,
             lease: call.lease,
@@ -165,7 +167,10 @@ impl Work {
         actix::spawn(async move {
             let (_permit, _writing) = (permit, writing);
             match response {
-                Response::One(Kind::Write, answer) => self.one(answer).await,
+                Response::One(Kind::Write, answer) => {
+                    let _turn = self.busy.turns.take(operation).await;
+                    self.one(answer).await;
+                }
                 Response::One(_, answer) => tokio::select! {
                     () = self.one(answer) => {}
                     _ = stopped => {}
@@ -252,6 +257,7 @@ impl Work {
 /// whatever its clients would lose.
 #[derive(Default)]
 pub struct Busy {
+    turns: Turns,
     count: std::cell::Cell<usize>,
     idle: tokio::sync::Notify,
     is_ending: std::cell::Cell<bool>,
