@@ -17,6 +17,8 @@ service! {
         read list(List) -> Page<Operation>;
         stream watch(Watch) -> Operation;
         write cancel(Cancel) -> Operation;
+        write claim(Claim) -> Claimed;
+        write settle(Settle) -> ();
     } emits {
         "/operations/start" => Started;
         "/operations/end" => Ended;
@@ -306,4 +308,45 @@ pub struct Ended {
     pub state: State,
     /// Class of the failure.
     pub code: Option<Code>,
+}
+
+/// Binds a client's `Idempotency-Key` to one request, for 24 h. The same request again answers what the first came to.
+///
+/// Errors: `FailedPrecondition` naming the first request when the key is bound to another one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Claim {
+    /// The key as the client gave it; keys of different namespaces have nothing to do with each other.
+    pub key: OperationId,
+    /// Method and path, for people: `POST /v1/namespaces/a/containers:run`.
+    pub place: String,
+    /// Derived from everything that makes it the same request: key, method, path, query, body.
+    pub print: OperationId,
+}
+
+/// What a key stands for already.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Claimed {
+    /// The first answer, when there was one.
+    pub answer: Option<Answer>,
+}
+
+/// An answer that is given again, byte by byte.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers that belong to it: `location`, `etag`, `content-type`.
+    pub headers: Vec<(String, String)>,
+    /// The body, at most 48 KiB of text.
+    pub body: String,
+}
+
+/// Keeps the answer to a claimed request, or frees the key of one that was refused. A key that is not claimed is ignored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settle {
+    /// As claimed.
+    pub key: OperationId,
+    /// `None` frees the key: what was refused changed nothing, and may be asked in other words.
+    pub answer: Option<Answer>,
 }

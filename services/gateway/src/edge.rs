@@ -1,6 +1,7 @@
 //! What every connection shares, and the way of one request through it.
 
 use crate::errors::{Answer, Problem};
+use crate::keyed::{self, Begun};
 use crate::metrics::Metrics;
 use crate::path::Path;
 use crate::request::Request;
@@ -69,12 +70,21 @@ impl Edge {
         route: &Route,
         captures: crate::path::Captures,
     ) -> Answer {
-        let request = Request::new(self, http, body, route, captures)?;
+        let mut request = Request::new(self, http, body, route, captures)?;
         let operation = HeaderValue::from_str(request.ctx.operation.as_str());
-        let mut response = match (route.handler)(request).await {
-            Ok(response) => response,
-            Err(problem) => problem.response(),
+        let key = match keyed::begin(&mut request, route).await? {
+            Begun::Known(response) => return Ok(response),
+            Begun::Fresh(key) => key,
         };
+        let later = request.later.clone();
+        let answer = (route.handler)(request).await;
+        let (mut response, settled) = match key {
+            Some(key) => key.settle(answer).await,
+            None => (answer.unwrap_or_else(|problem| problem.response()), true),
+        };
+        if settled {
+            later.run().await;
+        }
         if let (Ok(operation), false) = (operation, response.headers().contains_key(OPERATION)) {
             response.headers_mut().insert(OPERATION, operation);
         }

@@ -33,6 +33,7 @@ mod config;
 mod convert;
 mod edge;
 mod errors;
+mod keyed;
 mod lists;
 mod metrics;
 mod openapi;

@@ -9,9 +9,9 @@ use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bus::{Bus, Ctx, DEFAULT_DEADLINE};
 use contracts::{Error, LeaseId, Namespace, OperationId, Paging, Result, Timestamp};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::LocalBoxFuture};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{rc::Rc, time::Duration};
+use std::{cell::RefCell, rc::Rc, time::Duration};
 
 /// Largest JSON body: an OCI spec fits several times, and what fits in no frame is refused further in.
 const MAX_JSON: usize = 256 * 1024;
@@ -56,7 +56,25 @@ pub(crate) struct Request {
     captures: Captures,
     query: Vec<(String, String)>,
     body: Option<web::Payload>,
+    /// The JSON body, when somebody has looked at it before the handler.
+    read: Option<Vec<u8>>,
     conditional: bool,
+    /// What waits until the answer is kept.
+    pub(crate) later: Later,
+}
+
+/// Steps that would make a repetition impossible: they wait until the answer is kept. Clones are one list.
+#[derive(Clone, Default)]
+pub(crate) struct Later(Rc<RefCell<Vec<LocalBoxFuture<'static, ()>>>>);
+
+impl Later {
+    /// Does what has waited.
+    pub(crate) async fn run(self) {
+        let steps = std::mem::take(&mut *self.0.borrow_mut());
+        for step in steps {
+            step.await;
+        }
+    }
 }
 
 impl Request {
@@ -82,7 +100,9 @@ impl Request {
             captures,
             query,
             body: Some(body),
+            read: None,
             conditional: route.conditional,
+            later: Later::default(),
             http,
         };
         request.ctx = request.context()?;
@@ -256,7 +276,27 @@ impl Request {
         serde_json::from_slice(text).map_err(|e| Error::invalid(format!("body: {e}")).into())
     }
 
+    /// The client's `Idempotency-Key`; it was checked.
+    pub(crate) fn key(&self) -> Option<OperationId> {
+        OperationId::new(self.header("idempotency-key")?).ok()
+    }
+
+    /// Leaves a step for when the answer is kept, so that a repetition would not miss what it takes away. It is not done
+    /// when the answer cannot be kept.
+    pub(crate) fn later(&self, step: impl Future<Output = ()> + 'static) {
+        self.later.0.borrow_mut().push(Box::pin(step));
+    }
+
+    /// Looks at the JSON body, which stays to be read. Errors: as [`Request::json`].
+    pub(crate) async fn peeked(&mut self) -> Result<&[u8], Problem> {
+        let bytes = self.small_body().await?;
+        Ok(self.read.insert(bytes))
+    }
+
     async fn small_body(&mut self) -> Result<Vec<u8>, Problem> {
+        if let Some(read) = self.read.take() {
+            return Ok(read);
+        }
         let mut bytes = Vec::new();
         let Some(mut body) = self.body.take() else {
             return Ok(bytes);

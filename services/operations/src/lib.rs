@@ -8,6 +8,7 @@
 //!   operations  moment (newest first) NUL id → record: namespace, work without credentials and archives, how it stands
 //!   moments     id → moment
 //!   running     id of what has not ended
+//!   claims, claimed  keys of clients, see `claims.rs`
 //!   ended       moment of its end (oldest first) NUL id; counts: how many there are
 //! ```
 //!
@@ -15,6 +16,7 @@
 //! |---|---|
 //! | `service.rs` | the actor: starts, watches and cancels work; picks up what a crash left |
 //! | `store.rs` | the journal |
+//! | `claims.rs` | which request a client's key is bound to, and what it was answered |
 //! | `board.rs` | live progress of one operation, and who watches it |
 //! | `run.rs` | one operation under way: whom it may call, its lease, how it ends |
 //! | `work/*.rs` | one file per kind of work: its steps, and how they are undone |
@@ -29,6 +31,7 @@
 //! fails and says so. Cancelled work is undone, too. What is found or made is held by a lease before it is looked at.
 
 mod board;
+mod claims;
 mod config;
 #[cfg(test)]
 mod resumed;

@@ -7,7 +7,9 @@ use crate::store::{Begin, Keep, Record, Store, described, journaled};
 use crate::work;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Open, Reply, Routes, Streaming, items, on_disk};
-use contracts::operations::{Cancel, Get, List, Operation, Outcome, Start, State, Watch, Work};
+use contracts::operations::{
+    Cancel, Claim, Get, List, Operation, Outcome, Settle, Start, State, Watch, Work,
+};
 use contracts::{Code, Error, OperationId, Result};
 use futures_util::stream;
 use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
@@ -81,6 +83,8 @@ pub(crate) fn routes() -> Routes<OperationsService> {
         .on::<List>()
         .stream::<Watch>()
         .on::<Cancel>()
+        .on::<Claim>()
+        .on::<Settle>()
 }
 
 impl Hands {
@@ -267,6 +271,22 @@ impl Handler<Call<Cancel>> for OperationsService {
                 None => Ok(hands.store.get(&call.body.id)?.operation),
             }
         })
+    }
+}
+
+impl Handler<Call<Claim>> for OperationsService {
+    type Result = Reply<Claim>;
+    fn handle(&mut self, call: Call<Claim>, _: &mut Context<Self>) -> Self::Result {
+        let store = self.hands.store.clone();
+        Box::pin(async move { store.claim(call.ctx.namespace, call.body).await })
+    }
+}
+
+impl Handler<Call<Settle>> for OperationsService {
+    type Result = Reply<Settle>;
+    fn handle(&mut self, call: Call<Settle>, _: &mut Context<Self>) -> Self::Result {
+        let store = self.hands.store.clone();
+        Box::pin(async move { store.settle(call.ctx.namespace, call.body).await })
     }
 }
 

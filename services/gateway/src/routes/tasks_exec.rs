@@ -10,7 +10,7 @@ use crate::param;
 use crate::request::{Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post};
 use crate::work::{WAIT, When};
-use bus::Ctx;
+use bus::{Bus, Ctx};
 use contracts::tasks::{
     Delete, Exec, ExecInfo, ExecProcess, Execs, Kill, Logs, Start, Stdio, Wait,
 };
@@ -91,8 +91,14 @@ async fn exec(mut request: Request) -> Answer {
         }
         When::Finished => {
             let collected = collect(&request, &id, &exec).await;
+            let (ctx, bus) = (request.ctx.clone(), request.bus().clone());
+            if collected.is_ok() && request.key().is_some() {
+                // A repetition collects it again, as long as the answer is not kept.
+                request.later(async move { drop(delete_exec(&bus, &ctx, &id, &exec, true).await) });
+                return ok(collected?);
+            }
             // However it went, nothing stays behind; what went wrong first is what is told.
-            let removed = delete_exec(&request, &id, &exec, true).await;
+            let removed = delete_exec(&bus, &ctx, &id, &exec, true).await;
             let collected = collected?;
             removed?;
             ok(collected)
@@ -180,7 +186,8 @@ async fn collect(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<R
 }
 
 async fn delete_exec(
-    request: &Request,
+    bus: &Bus,
+    ctx: &Ctx,
     id: &ContainerId,
     exec: &ExecId,
     force: bool,
@@ -191,8 +198,8 @@ async fn delete_exec(
         force,
     };
     // The time that was allowed may have gone into waiting.
-    let ctx = request.ctx.clone().with_deadline(bus::DEFAULT_DEADLINE);
-    Ok(request.bus().call(&ctx, delete).await?.into())
+    let ctx = ctx.clone().with_deadline(bus::DEFAULT_DEADLINE);
+    Ok(bus.call(&ctx, delete).await?.into())
 }
 
 async fn list(request: Request) -> Answer {
@@ -227,5 +234,6 @@ async fn kill(mut request: Request) -> Answer {
 
 async fn remove(request: Request) -> Answer {
     let (id, exec) = (request.part("id")?, request.part("exec")?);
-    ok(delete_exec(&request, &id, &exec, request.flag("force")?).await?)
+    let force = request.flag("force")?;
+    ok(delete_exec(request.bus(), &request.ctx, &id, &exec, force).await?)
 }
