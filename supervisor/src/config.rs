@@ -278,7 +278,8 @@ fn template(specs: &[PluginSpec]) -> Result<Map<String, Value>, ConfigError> {
     }
 }
 
-fn line(text: &str, at: usize) -> usize {
+/// The line of byte `at` of `text`, counted from 1.
+pub(crate) fn line(text: &str, at: usize) -> usize {
     let before = text.as_bytes().iter().take(at);
     before.filter(|&&byte| byte == b'\n').count() + 1
 }

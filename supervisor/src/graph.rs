@@ -22,6 +22,8 @@ struct Node {
     serves: Vec<String>,
     peers: Vec<(String, PluginId)>,
     requires: BTreeSet<PluginId>,
+    /// Those of `requires` that must have had their chance before it starts.
+    awaits: BTreeSet<PluginId>,
     required_by: BTreeSet<PluginId>,
 }
 
@@ -64,19 +66,21 @@ impl Graph {
                 if peers.is_empty() {
                     return Err(missing(registry, &spec.id, contract));
                 }
+                let awaits = !registry.is_exposed(&spec.id, contract);
                 edges.extend(
                     peers
                         .into_iter()
-                        .map(|p| (spec.id.clone(), contract.clone(), p)),
+                        .map(|p| (spec.id.clone(), contract.clone(), p, awaits)),
                 );
             }
         }
-        for (from, contract, to) in edges {
+        for (from, contract, to, awaits) in edges {
             if let Some(node) = nodes.get_mut(&to) {
                 node.required_by.insert(from.clone());
             }
             if let Some(node) = nodes.get_mut(&from) {
                 node.requires.insert(to.clone());
+                node.awaits.extend(awaits.then(|| to.clone()));
                 node.peers.push((contract, to));
             }
         }
@@ -92,6 +96,12 @@ impl Graph {
     /// Plugins that `plugin` calls, by id.
     pub fn requires(&self, plugin: &PluginId) -> impl Iterator<Item = &PluginId> {
         self.nodes.get(plugin).into_iter().flat_map(|n| &n.requires)
+    }
+
+    /// Plugins that `plugin` calls and that must have had their chance before it starts, by id: all but the programs
+    /// that an edge only passes requests on to, for a slow one would keep everybody from the API.
+    pub fn awaits(&self, plugin: &PluginId) -> impl Iterator<Item = &PluginId> {
+        self.nodes.get(plugin).into_iter().flat_map(|n| &n.awaits)
     }
 
     /// Plugins that call `plugin`, by id.
@@ -223,6 +233,19 @@ mod tests {
         let graph = graph(&[spec("gateway/http", &["supervisor"])]);
         assert_eq!(names(graph.requires(&id("gateway/http"))), [SUPERVISOR]);
         assert_eq!(names(graph.start_order()), ["gateway/http"]);
+    }
+
+    #[test]
+    fn an_edge_calls_a_program_and_does_not_wait_for_it() {
+        let text = "plugins = ['gateway/http', 'images/local']\n[[exec]]\nid = 'greeter/x'\ncommand = ['/bin/true']\nrequires = ['images']";
+        let manifest = crate::manifest::Manifest::parse("m", text).unwrap();
+        let specs = vec![spec("gateway/http", &["images"]), spec("images/local", &[])];
+        let registry = crate::registry::Registry::new(specs, &manifest).unwrap();
+        let graph = Graph::new(&registry).unwrap();
+        let edge = id("gateway/http");
+        assert_eq!(names(graph.requires(&edge)), ["greeter/x", "images/local"]);
+        assert_eq!(names(graph.awaits(&edge)), ["images/local"]);
+        assert_eq!(names(graph.awaits(&id("greeter/x"))), ["images/local"]);
     }
 
     #[test]

@@ -577,7 +577,7 @@ impl Lifecycle {
 
     fn waits_for(&self, plugin: &PluginId) -> Option<&PluginId> {
         let had_chance = |id: &PluginId| self.plugins.get(id).is_none_or(|p| p.had_chance);
-        self.graph.requires(plugin).find(|id| !had_chance(id))
+        self.graph.awaits(plugin).find(|id| !had_chance(id))
     }
 }
 

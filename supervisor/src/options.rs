@@ -72,8 +72,12 @@ pub enum PlanError {
 impl Options {
     /// Reads configuration and manifest, and checks that they make a node. Errors: every kind of mistake in them, by name.
     pub fn plan(&self) -> Result<Plan, PlanError> {
-        let config = self.config()?;
-        let manifest = self.manifest(&config.manifest)?;
+        let file = self.config_file()?;
+        let manifest = self.manifest(&self.manifest_name(file.as_ref()))?;
+        manifest.find_programs()?;
+        let foreign = manifest.programs.iter().map(|program| &program.spec);
+        let specs: Vec<_> = self.specs.iter().chain(foreign).cloned().collect();
+        let config = self.config(file, &specs)?;
         let registry = Registry::new(self.specs.clone(), &manifest)?;
         let graph = Graph::new(&registry)?;
         Ok(Plan {
@@ -83,15 +87,39 @@ impl Options {
         })
     }
 
-    fn config(&self) -> Result<Config, ConfigError> {
-        let mut config = match &self.config {
-            None => Config::new(&self.specs)?,
-            Some(path) => {
-                let file = path.display().to_string();
-                let text = fs::read_to_string(path)
-                    .map_err(|e| ConfigError::new(&file, format!("cannot be read: {e}")))?;
-                Config::parse(&file, &text, &self.specs)?
-            }
+    /// Name and text of the configuration file, if there is one.
+    fn config_file(&self) -> Result<Option<(String, String)>, ConfigError> {
+        let read = |path: &PathBuf| {
+            let file = path.display().to_string();
+            let text = fs::read_to_string(path)
+                .map_err(|e| ConfigError::new(&file, format!("cannot be read: {e}")))?;
+            Ok((file, text))
+        };
+        self.config.as_ref().map(read).transpose()
+    }
+
+    /// Which manifest: the first thing to know of a configuration, for it brings plugins with settings of their own. A
+    /// file with mistakes is refused later, with all that is known.
+    fn manifest_name(&self, file: Option<&(String, String)>) -> String {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            manifest: String,
+        }
+        let in_file = || toml::from_str::<Named>(&file?.1).ok();
+        let asked = self.overrides.manifest.clone();
+        asked
+            .or_else(|| Some(in_file()?.manifest))
+            .unwrap_or_else(|| "default".into())
+    }
+
+    fn config(
+        &self,
+        file: Option<(String, String)>,
+        specs: &[PluginSpec],
+    ) -> Result<Config, ConfigError> {
+        let mut config = match file {
+            None => Config::new(specs)?,
+            Some((file, text)) => Config::parse(&file, &text, specs)?,
         };
         let overrides = self.overrides.clone();
         config.root = overrides.root.unwrap_or(config.root);
@@ -144,6 +172,29 @@ mod tests {
         let plan = options.plan().unwrap();
         assert_eq!(plan.config.root, PathBuf::from("/r"));
         assert_eq!(plan.registry.processes().len(), 1);
+    }
+
+    #[test]
+    fn settings_of_a_program_are_checked_as_any_other_and_laid_over_its_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let (manifest, config) = (folder.path().join("m.toml"), folder.path().join("g.toml"));
+        let text = "plugins = ['a/x']\n[[exec]]\nid = 'greeter/x'\ncommand = ['/bin/true']\n[exec.settings]\ngreeting = 'hello'\nloud = false";
+        fs::write(&manifest, text).unwrap();
+        let plan = |settings: &str| {
+            let text =
+                format!("version = 1\nmanifest = {manifest:?}\n[plugins.'greeter/x']\n{settings}");
+            fs::write(&config, text).unwrap();
+            let mut options = options();
+            options.config = Some(config.clone());
+            options.plan()
+        };
+        let settings = plan("greeting = 'hi'")
+            .unwrap()
+            .config
+            .settings("greeter/x");
+        assert_eq!(settings, r#"{"greeting":"hi","loud":false}"#);
+        let error = plan("greting = 'hi'").unwrap_err().to_string();
+        assert!(error.ends_with("g.toml:4: unknown key \"greting\" in plugins.\"greeter/x\"; did you mean \"greeting\""), "{error}");
     }
 
     #[test]

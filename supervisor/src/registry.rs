@@ -1,8 +1,9 @@
-//! The plugins of this node: those that the manifest names, checked against those that are built in.
+//! The plugins of this node: those that the manifest names, checked against those that are built in, and the foreign
+//! programs that it brings.
 
 use crate::{manifest::Manifest, suggest};
-use contracts::{PluginId, plugin::PluginSpec};
-use std::collections::BTreeMap;
+use contracts::{PluginId, Service, gateway::Gateway, plugin::PluginSpec, plugin::Supervisor};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A checked set of plugins, grouped by process.
 #[derive(Clone, Debug)]
@@ -10,6 +11,8 @@ pub struct Registry {
     specs: BTreeMap<PluginId, PluginSpec>,
     processes: Vec<Vec<PluginId>>,
     unused: Vec<PluginSpec>,
+    /// Services that an edge requires only because a program wants to be reached.
+    exposed: BTreeSet<String>,
 }
 
 /// Why a set of plugins makes no node.
@@ -21,9 +24,19 @@ pub enum RegistryError {
     /// A registration does not answer the contract its id claims.
     #[error("plugin {0}: the first contract it serves must be `{contract}`, as its id says", contract = .0.service())]
     WrongContract(PluginId),
-    /// The reserved id of the supervisor.
+    /// The reserved id or contract of the supervisor.
     #[error("plugin {0}: this id belongs to the supervisor itself; choose another")]
     Reserved(PluginId),
+    /// A program would hide a built-in plugin.
+    #[error(
+        "manifest {manifest}: exec {plugin}: a plugin of this id is built in; give the program another id"
+    )]
+    Hidden {
+        /// Which manifest.
+        manifest: String,
+        /// The id of both.
+        plugin: PluginId,
+    },
     /// The manifest names what the build does not have.
     #[error("manifest {manifest}: plugin {plugin} is not built in{hint}")]
     NotBuiltIn {
@@ -60,6 +73,9 @@ impl Registry {
     /// Picks from `specs` what `manifest` names. Errors: see [`RegistryError`].
     pub fn new(specs: Vec<PluginSpec>, manifest: &Manifest) -> Result<Self, RegistryError> {
         let mut built_in = by_id(specs)?;
+        for program in &manifest.programs {
+            foreign(manifest, &program.spec, &mut built_in)?;
+        }
         let mut chosen = BTreeMap::new();
         for plugin in manifest.processes.iter().flatten() {
             if chosen.contains_key(plugin) {
@@ -78,11 +94,18 @@ impl Registry {
             chosen.insert(plugin.clone(), spec);
         }
         equal_privileges(manifest, &chosen)?;
+        let exposed = expose(manifest, &mut chosen);
         Ok(Self {
             specs: chosen,
             processes: manifest.processes.clone(),
             unused: built_in.into_values().collect(),
+            exposed,
         })
+    }
+
+    /// Whether `plugin` requires `contract` only to pass requests on to a program: it does not wait for it to start.
+    pub fn is_exposed(&self, plugin: &PluginId, contract: &str) -> bool {
+        plugin.service() == Gateway::NAME && self.exposed.contains(contract)
     }
 
     /// The plugins of this node, by id.
@@ -104,6 +127,44 @@ impl Registry {
     pub fn unused(&self) -> &[PluginSpec] {
         &self.unused
     }
+}
+
+/// Lays a program beside what is built in. Errors: its id is taken, or the supervisor's.
+fn foreign(
+    manifest: &Manifest,
+    spec: &PluginSpec,
+    known: &mut BTreeMap<PluginId, PluginSpec>,
+) -> Result<(), RegistryError> {
+    let plugin = spec.id.clone();
+    if spec
+        .serves
+        .iter()
+        .any(|contract| contract == Supervisor::NAME)
+    {
+        return Err(RegistryError::Reserved(plugin));
+    }
+    let manifest = manifest.name.clone();
+    match known.insert(plugin.clone(), spec.clone()) {
+        None => Ok(()),
+        Some(other) if other.exec.is_some() => Err(RegistryError::NamedTwice { manifest, plugin }),
+        Some(_) => Err(RegistryError::Hidden { manifest, plugin }),
+    }
+}
+
+/// Lets the edge call every program that wants to be reached and that it does not know by its contract.
+fn expose(manifest: &Manifest, specs: &mut BTreeMap<PluginId, PluginSpec>) -> BTreeSet<String> {
+    let mut exposed = BTreeSet::new();
+    let wants = manifest.programs.iter().filter(|program| program.expose);
+    for service in wants.map(|program| program.spec.id.service().to_owned()) {
+        let edges = specs
+            .values_mut()
+            .filter(|s| s.id.service() == Gateway::NAME);
+        for edge in edges.filter(|edge| !edge.requires.contains(&service)) {
+            edge.requires.push(service.clone());
+            exposed.insert(service.clone());
+        }
+    }
+    exposed
 }
 
 fn by_id(specs: Vec<PluginSpec>) -> Result<BTreeMap<PluginId, PluginSpec>, RegistryError> {
@@ -196,6 +257,66 @@ mod tests {
         let mut wrong = spec("gc/local", &[]);
         wrong.serves = vec!["collect".into()];
         assert!(refused(vec![wrong], "plugins = ['gc/local']").contains("must be `gc`"));
+    }
+
+    fn with_program(id: &str, more: &str) -> Manifest {
+        manifest(&format!(
+            "plugins = ['gateway/http', 'content/local']\n[[exec]]\nid = '{id}'\ncommand = ['/bin/true']\n{more}"
+        ))
+    }
+
+    fn edge_and_content() -> Vec<PluginSpec> {
+        vec![
+            spec("gateway/http", &["content"]),
+            spec("content/local", &[]),
+        ]
+    }
+
+    #[test]
+    fn the_edge_may_call_a_program_whose_contract_it_does_not_know_unless_it_hides() {
+        let requires = |manifest: &Manifest| {
+            let registry = Registry::new(edge_and_content(), manifest).unwrap();
+            let edge = registry.get(&id("gateway/http")).unwrap();
+            assert!(!registry.is_exposed(&edge.id, "content"));
+            assert_eq!(
+                registry.is_exposed(&edge.id, "greeter"),
+                edge.requires.len() == 2
+            );
+            edge.requires.clone()
+        };
+        assert_eq!(
+            requires(&with_program("greeter/x", "")),
+            ["content", "greeter"]
+        );
+        assert_eq!(
+            requires(&with_program("greeter/x", "expose = false")),
+            ["content"]
+        );
+        assert_eq!(requires(&with_program("content/x", "")), ["content"]);
+    }
+
+    #[test]
+    fn a_program_takes_nobodys_id() {
+        let refused = |manifest: &Manifest| {
+            let refused = Registry::new(edge_and_content(), manifest);
+            refused.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(&with_program("content/local", "")),
+            "manifest small: exec content/local: a plugin of this id is built in; give the program another id"
+        );
+        let twice = "[[exec]]\nid = 'b/x'\ncommand = ['/bin/false']";
+        assert!(refused(&with_program("b/x", twice)).contains("b/x is named twice"));
+        for id in ["supervisor/local", "supervisor/x"] {
+            assert!(refused(&with_program(id, "")).contains("belongs to the supervisor"));
+        }
+        assert!(
+            refused(&with_program("b/x", "also = ['supervisor']")).contains("supervisor itself")
+        );
+        let shared = manifest(
+            "[[process]]\nplugins = ['content/local', 'b/x']\n[[exec]]\nid = 'b/x'\ncommand = ['/bin/true']",
+        );
+        assert!(refused(&shared).contains("b/x is named twice"));
     }
 
     #[test]

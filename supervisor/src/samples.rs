@@ -31,6 +31,7 @@ pub(crate) fn registry(specs: &[PluginSpec]) -> crate::registry::Registry {
     let manifest = crate::manifest::Manifest {
         name: "test".into(),
         processes: specs.iter().map(|s| vec![s.id.clone()]).collect(),
+        programs: Vec::new(),
     };
     crate::registry::Registry::new(specs.to_vec(), &manifest).unwrap()
 }

@@ -5,7 +5,8 @@ use crate::{facts, graph::SUPERVISOR, lifecycle::Input};
 use contracts::{
     Error, PluginId, Result,
     plugin::{
-        GraphInfo, Limits, NodeInfo, PluginInfo, Reload, Reloaded, State, Upgrade, UpgradeInfo,
+        GraphInfo, Limits, NodeInfo, PluginInfo, PluginSpec, Reload, Reloaded, State, Upgrade,
+        UpgradeInfo,
     },
 };
 use std::time::Duration;
@@ -177,11 +178,18 @@ impl Daemon {
             last_exit: self.lifecycle.last_exit(plugin).to_owned(),
             started_at: slot.running.as_ref().and(slot.started_at),
             root: hosted.root.to_string_lossy().into_owned(),
-            program: self.options.exe.to_string_lossy().into_owned(),
+            program: self.program(&hosted.spec),
             limits: Limits::default(),
             unlimited: String::new(),
             exits: Vec::new(),
         })
+    }
+
+    /// What answers for a plugin.
+    fn program(&self, spec: &PluginSpec) -> String {
+        let foreign = spec.exec.as_ref().and_then(|command| command.first());
+        let own = || self.options.exe.to_string_lossy().into_owned();
+        foreign.cloned().unwrap_or_else(own)
     }
 
     fn myself(&self) -> Option<PluginInfo> {
