@@ -6,6 +6,9 @@
 //!
 //! At most [`WINDOW`] calls are pending; the next waits for its turn. So the peer never has more of this caller than it
 //! reads at once, and hears every cancellation.
+//!
+//! A link whose bytes are no frames is reported, and so is one that stays closed though its peer lives: the supervisor
+//! makes it anew.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +18,10 @@ use crate::envelope::{Body, CallFrame, Frame};
 use crate::framing::{Packet, Reader};
 use crate::server::{FIRST_CREDIT, WINDOW, hang_up, write_all};
 use contracts::{Error, Fd, PluginId, Result, plugin::State};
-use std::{cell::Cell, cell::RefCell, collections::BTreeMap, future::Future, rc::Rc, sync::Arc};
+use std::{
+    cell::Cell, cell::RefCell, collections::BTreeMap, future::Future, io, rc::Rc, sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -24,6 +30,8 @@ use tokio::{
 
 /// Packets that may wait for the socket; callers wait beyond.
 const QUEUE: usize = 64;
+/// How long a closed link may have no successor though its peer lives: the supervisor hears of a death much sooner.
+const CLOSED: Duration = Duration::from_secs(1);
 
 /// An answer as it came from the wire.
 pub(crate) type Encoded = (Vec<u8>, Vec<Fd>);
@@ -36,7 +44,12 @@ pub(crate) struct Link {
     connection: RefCell<Option<Connection>>,
     standing: RefCell<Standing>,
     room: Arc<Semaphore>,
+    /// Whom to tell that this link is of no more use, and what was last told.
+    report: RefCell<Option<Report>>,
+    broke: RefCell<String>,
 }
+
+type Report = Box<dyn Fn(String)>;
 
 struct Connection {
     number: u64,
@@ -108,7 +121,19 @@ impl Link {
                 chain: Vec::new(),
             }),
             room: Arc::new(Semaphore::new(WINDOW)),
+            report: RefCell::new(None),
+            broke: RefCell::default(),
         })
+    }
+
+    /// The other end.
+    pub(crate) fn peer(&self) -> &PluginId {
+        &self.peer
+    }
+
+    /// Says whom to tell when this link is of no more use although its peer lives.
+    pub(crate) fn report_to(&self, report: impl Fn(String) + 'static) {
+        self.report.replace(Some(Box::new(report)));
     }
 
     /// Sends a call and waits for its answer until the deadline.
@@ -200,6 +225,7 @@ impl Link {
         let (out, queue) = mpsc::channel(QUEUE);
         actix::spawn(write_all(stream.clone(), queue));
         self.detach();
+        self.broke.replace(String::new());
         self.connection.replace(Some(Connection {
             number,
             out,
@@ -314,37 +340,74 @@ impl Link {
 
     async fn read_all(self: Rc<Self>, stream: Rc<UnixStream>, number: u64) {
         let mut reader = Reader::default();
-        while let Ok(Some(Packet { bytes, fds })) = reader.next(&stream).await {
-            match unpack::<Frame>(Packet {
+        let broke = loop {
+            let Packet { bytes, fds } = match reader.next(&stream).await {
+                Ok(Some(packet)) => packet,
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => break Some(e.to_string()),
+                Ok(None) | Err(_) => break None,
+            };
+            let fds_apart = Packet {
                 bytes,
                 fds: Vec::new(),
-            }) {
-                Ok(frame) => self.take(frame, fds),
-                Err(e) => {
-                    tracing::error!(peer = %self.peer, error = %e, "malformed frame");
-                    break;
-                }
+            };
+            let taken = unpack::<Frame>(fds_apart).map_err(|e| e.to_string());
+            if let Err(why) = taken.and_then(|frame| self.take(frame, fds)) {
+                break Some(why);
             }
-        }
+        };
         hang_up(&stream);
         if self.number() == Some(number) {
             self.connection.replace(None);
             self.break_streams();
+            self.miss(broke).await;
         }
     }
 
-    fn take(&self, frame: Frame, fds: Vec<Fd>) {
+    /// Tells that the link has ended: at once when it broke, after a while when it was merely closed.
+    async fn miss(self: Rc<Self>, broke: Option<String>) {
+        let why = match broke {
+            Some(why) => why,
+            None => {
+                tokio::time::sleep(CLOSED).await;
+                "it was closed".into()
+            }
+        };
+        let lives = matches!(self.standing.borrow().state, State::Ready | State::Degraded);
+        if self.number().is_some() || !lives {
+            return;
+        }
+        tracing::error!(peer = %self.peer, why, "link broke");
+        self.broke.replace(why.clone());
+        if let Some(report) = self.report.borrow().as_ref() {
+            report(why);
+        }
+    }
+
+    /// Takes what the peer sent. Errors: it is nothing that an answer consists of.
+    fn take(&self, frame: Frame, fds: Vec<Fd>) -> std::result::Result<(), String> {
         match frame {
-            Frame::Reply { id, result } => self.finish(id, result.map(|body| (body.0, fds))),
+            Frame::Reply { id, result } => {
+                let result = result.map_err(|error| self.through_me(error));
+                self.finish(id, result.map(|body| (body.0, fds)));
+            }
             Frame::Item { id, body } => self.item(id, (body.0, fds)),
             Frame::End { id, result } => match result {
                 Ok(()) => drop(self.pending.borrow_mut().remove(&id)),
-                Err(error) => self.finish(id, Err(error)),
+                Err(error) => self.finish(id, Err(self.through_me(error))),
             },
             Frame::Call(_) | Frame::Cancel { .. } | Frame::Credit { .. } => {
-                tracing::error!(peer = %self.peer, "a frame that only callers send");
+                return Err("a frame that only callers send".into());
             }
         }
+        Ok(())
+    }
+
+    /// What the peer says of a plugin that it needs: the chain to that begins with the peer.
+    fn through_me(&self, mut error: Error) -> Error {
+        if error.plugin.is_some() && error.chain.first() != Some(&self.peer) {
+            error.chain.insert(0, self.peer.clone());
+        }
+        error
     }
 
     fn item(&self, id: u64, item: Encoded) {
@@ -414,27 +477,47 @@ impl Link {
         }
     }
 
+    /// What is said at the deadline: whom it was waited for, and what the supervisor knows about that.
     fn too_late(&self, method: &str) -> Error {
         if self.connection.borrow().is_none() {
             return self.unavailable();
         }
-        Error::deadline(format!("{method}: {} did not answer in time", self.peer))
-            .caused_by(self.peer.clone(), vec![self.peer.clone()])
+        let standing = self.standing.borrow();
+        let why = match standing.cause.as_str() {
+            "" => String::new(),
+            cause => format!(": {cause}"),
+        };
+        let (culprit, chain) = self.blame(&standing);
+        Error::deadline(format!(
+            "{method}: {} did not answer in time{why}",
+            self.peer
+        ))
+        .caused_by(culprit, chain)
     }
 
     fn unavailable(&self) -> Error {
         let standing = self.standing.borrow();
+        let (culprit, chain) = self.blame(&standing);
+        let broke = self.broke.borrow();
+        let cause = match (standing.cause.as_str(), standing.state, broke.as_str()) {
+            ("", State::Ready, broke) if !broke.is_empty() => {
+                format!("the link to it broke: {broke}")
+            }
+            ("", ..) => "it is not running".into(),
+            (cause, ..) => cause.to_owned(),
+        };
+        Error::unavailable(format!("plugin {} is not available: {cause}", self.peer))
+            .caused_by(culprit, chain)
+    }
+
+    /// The plugin that is the cause, and the chain to it from the peer on.
+    fn blame(&self, standing: &Standing) -> (PluginId, Vec<PluginId>) {
         let mut chain = standing.chain.clone();
         if chain.first() != Some(&self.peer) {
             chain.insert(0, self.peer.clone());
         }
-        let cause = match standing.cause.as_str() {
-            "" => "it is not running",
-            cause => cause,
-        };
-        let culprit = chain.last().cloned().unwrap_or_else(|| self.peer.clone());
-        Error::unavailable(format!("plugin {} is not available: {cause}", self.peer))
-            .caused_by(culprit, chain)
+        let culprit = chain.last().unwrap_or(&self.peer).clone();
+        (culprit, chain)
     }
 }
 

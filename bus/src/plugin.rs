@@ -14,12 +14,15 @@ use actix::{Actor, Context};
 use contracts::integrity::{Finding, Mended};
 use contracts::plugin::{FromPlugin, PluginBoot, PluginSpec, Privileges, Socket, ToPlugin};
 use contracts::{Error, Fd, PluginId, Result, Service};
+use rustix::net::SendFlags;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{collections::HashMap, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 use tokio::{net::UnixStream, sync::mpsc};
 
 /// How long a stopping process waits for what is in flight.
 const DRAIN: Duration = Duration::from_secs(3);
+/// Most characters that a panic is told with.
+const LAST_WORDS: usize = 500;
 
 /// What a plugin is given when it starts.
 pub struct Boot<C> {
@@ -172,6 +175,7 @@ pub fn host(registrations: Vec<Registration>) -> ExitCode {
     // A panic is the end of the process in every build, so that its successor starts from what is on disk.
     std::panic::set_hook(Box::new(move |panic| {
         told(panic);
+        last_words(panic);
         std::process::abort();
     }));
     let mut reader = Reader::default();
@@ -193,6 +197,29 @@ pub fn host(registrations: Vec<Registration>) -> ExitCode {
     }
     // An error of the last plugin to stop has been told over the control link.
     actix::System::new().block_on(run(registrations, boot.plugins, reader))
+}
+
+/// Tells the supervisor where and why this process panicked. Other threads may be anywhere, so that it is said in one
+/// system call, whole or not at all.
+fn last_words(panic: &std::panic::PanicHookInfo<'_>) {
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let place = panic.location().map(ToString::to_string);
+    let what = format!(
+        "{}: {}",
+        place.unwrap_or_default(),
+        text.unwrap_or("no message")
+    );
+    let what: String = what.chars().take(LAST_WORDS).collect();
+    let what = what.replace('\n', " ");
+    if let Ok(packet) = control::pack(&FromPlugin::Panicked { what }) {
+        let mut bytes = Vec::new();
+        packet.fragments(&mut bytes);
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        // A supervisor that has gone does not miss it.
+        let _ = rustix::net::send(std::io::stdin(), &bytes, flags);
+    }
 }
 
 fn refuse(error: &Error) -> ExitCode {
@@ -310,7 +337,7 @@ struct Hosted {
     bus: Bus,
     /// What answers, once started; sockets that came before wait here.
     dispatch: Option<Rc<dyn Dispatch>>,
-    early: Vec<UnixStream>,
+    early: Vec<(PluginId, UnixStream)>,
     /// The program that answers for it, once started.
     foreign: Option<Foreign>,
 }
@@ -327,6 +354,7 @@ impl Process {
             .collect();
         let hosted = plugins.into_iter().map(|boot| {
             let bus = Bus::new(boot.id.clone(), &boot.peers);
+            report_broken(&bus, &tell);
             let registration = registrations.remove(&boot.id);
             (
                 boot.id.clone(),
@@ -365,12 +393,11 @@ impl Process {
                     link.attach(stream);
                 }
             }
-            (Some(dispatch), false) => drop(actix::spawn(serve(
-                stream,
-                dispatch.clone(),
-                self.busy.clone(),
-            ))),
-            (None, false) => hosted.early.push(stream),
+            (Some(dispatch), false) => {
+                let dispatch = dispatch.clone();
+                self.answer((plugin.clone(), peer), stream, dispatch);
+            }
+            (None, false) => hosted.early.push((peer, stream)),
         }
     }
 
@@ -404,10 +431,30 @@ impl Process {
         let Some(hosted) = self.hosted.get_mut(plugin) else {
             return;
         };
-        for stream in hosted.early.drain(..) {
-            actix::spawn(serve(stream, dispatch.clone(), self.busy.clone()));
+        hosted.dispatch = Some(dispatch.clone());
+        for (peer, stream) in std::mem::take(&mut hosted.early) {
+            self.answer((plugin.clone(), peer), stream, dispatch.clone());
         }
-        hosted.dispatch = Some(dispatch);
+    }
+
+    /// Answers a caller until it has gone, and tells when its link is of no more use.
+    fn answer(
+        &self,
+        (plugin, peer): (PluginId, PluginId),
+        stream: UnixStream,
+        dispatch: Rc<dyn Dispatch>,
+    ) {
+        let (tell, served) = (
+            self.tell.clone(),
+            serve(stream, dispatch, self.busy.clone()),
+        );
+        actix::spawn(async move {
+            if let Err(why) = served.await {
+                tracing::error!(%plugin, %peer, why, "link broke");
+                // The receiver lives as long as the process.
+                let _ = tell.send(FromPlugin::Broken { plugin, peer, why });
+            }
+        });
     }
 
     /// The foreign programs that have been started.
@@ -440,6 +487,18 @@ impl Process {
             _ => {}
         }
         sender.send(&said).await.is_ok()
+    }
+}
+
+/// Lets every link of `bus` tell when it is of no more use.
+fn report_broken(bus: &Bus, tell: &mpsc::UnboundedSender<FromPlugin>) {
+    for link in bus.all_peers().filter_map(|peer| bus.link(peer)) {
+        let (plugin, peer, tell) = (bus.plugin().clone(), link.peer().clone(), tell.clone());
+        link.report_to(move |why| {
+            let (plugin, peer) = (plugin.clone(), peer.clone());
+            // The receiver lives as long as the process.
+            let _ = tell.send(FromPlugin::Broken { plugin, peer, why });
+        });
     }
 }
 

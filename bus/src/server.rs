@@ -46,30 +46,38 @@ struct Stop {
     credit: Arc<Semaphore>,
 }
 
-/// Answers the calls that come by `stream` until the other end is gone.
+/// Answers the calls that come by `stream` until the other end is gone. Errors: what the other end sent that no caller
+/// sends; the link is of no more use then.
 ///
 /// `busy` counts the writes over all connections of the process, so that a drain can wait for them.
-pub async fn serve(stream: UnixStream, dispatch: Rc<dyn Dispatch>, busy: Rc<Busy>) {
+pub async fn serve(
+    stream: UnixStream,
+    dispatch: Rc<dyn Dispatch>,
+    busy: Rc<Busy>,
+) -> std::result::Result<(), String> {
     let stream = Rc::new(stream);
     let (out, queue) = mpsc::channel(QUEUE);
     let writer = actix::spawn(write_all(stream.clone(), queue));
     let running = Running::default();
     let room = Arc::new(Semaphore::new(ROOM));
     let mut reader = Reader::default();
-    while let Ok(Some(packet)) = reader.next(&stream).await {
-        let Packet { bytes, fds } = packet;
+    let ended = loop {
+        let Packet { bytes, fds } = match reader.next(&stream).await {
+            Ok(Some(packet)) => packet,
+            Err(e) if e.kind() == std::io::ErrorKind::InvalidData => break Err(e.to_string()),
+            Ok(None) | Err(_) => break Ok(()),
+        };
         match unpack::<Frame>(Packet {
             bytes,
             fds: Vec::new(),
         }) {
             Ok(Frame::Call(call)) if running.borrow().contains_key(&call.id) => {
-                tracing::error!(method = call.method, "a caller gave two calls one id");
-                break;
+                break Err(format!("{}: its caller gave two calls one id", call.method));
             }
             Ok(Frame::Call(call)) => {
                 let share = 1 + call.body.0.len() / SHARE;
                 let Ok(permit) = room.clone().acquire_many_owned(share as u32).await else {
-                    break;
+                    break Ok(());
                 };
                 let work = Work {
                     id: call.id,
@@ -91,15 +99,13 @@ pub async fn serve(stream: UnixStream, dispatch: Rc<dyn Dispatch>, busy: Rc<Busy
                     call.credit.add_permits(items.min(1024) as usize);
                 }
             }
-            Ok(_) => break,
-            Err(error) => {
-                tracing::error!(%error, "malformed frame from a caller");
-                break;
-            }
+            Ok(_) => break Err("a frame that only those who answer send".into()),
+            Err(error) => break Err(error.to_string()),
         }
-    }
+    };
     running.borrow_mut().clear();
     writer.abort();
+    ended
 }
 
 /// Sends queued packets, in batches, until the socket or the queue ends.

@@ -342,3 +342,98 @@ fn descriptors_that_belong_to_no_message_end_the_connection() {
         until("the link lets go", || link.number().is_none()).await;
     });
 }
+
+/// A link to a peer that stands as ready, and what it reports.
+fn reporting() -> (Rc<Link>, mpsc::UnboundedReceiver<String>) {
+    let (link, (tell, told)) = (link(), mpsc::unbounded_channel());
+    link.report_to(move |why| drop(tell.send(why)));
+    link.stands(State::Ready, String::new(), Vec::new());
+    (link, told)
+}
+
+async fn report(told: &mut mpsc::UnboundedReceiver<String>) -> String {
+    let told = tokio::time::timeout(SOON, told.recv()).await;
+    told.expect("nothing is reported").unwrap()
+}
+
+#[actix::test]
+async fn a_frame_that_only_callers_send_is_reported_and_the_next_connection_gets_what_is_pending() {
+    let (link, mut told) = reporting();
+    let mut peer = Peer::of(&link);
+    let waiting = calls(&link, 1, 10, SOON);
+    let first = peer.call().await;
+    peer.say(&Frame::Cancel { id: first.id }).await;
+    assert_eq!(report(&mut told).await, "a frame that only callers send");
+    let mut next = Peer::of(&link);
+    let again = next.call().await;
+    assert_eq!((again.id, &again.operation), (first.id, &first.operation));
+    next.answer(again.id).await;
+    for call in waiting {
+        assert!(call.await.unwrap().is_ok());
+    }
+    assert!(told.try_recv().is_err(), "reported once");
+}
+
+#[actix::test]
+async fn bytes_that_are_no_frame_are_reported_and_named_to_callers_whose_time_is_over() {
+    let (link, mut told) = reporting();
+    let peer = Peer::of(&link);
+    let call = calls(&link, 1, 10, Duration::from_millis(300)).remove(0);
+    let mut stream = peer.stream.into_std().unwrap();
+    stream.write_all(&[0xff; 64]).unwrap();
+    let why = report(&mut told).await;
+    assert!(why.contains("fragment of"), "{why}");
+    let error = call.await.unwrap().unwrap_err();
+    assert!(
+        error.message.contains("the link to it broke: fragment"),
+        "{error}"
+    );
+    assert_eq!(error.plugin, Some(link.peer.clone()));
+}
+
+#[actix::test]
+async fn a_link_that_stays_closed_is_reported_only_while_its_peer_lives() {
+    let (link, mut told) = reporting();
+    drop(Peer::of(&link));
+    assert_eq!(report(&mut told).await, "it was closed");
+    let (dead, mut silence) = reporting();
+    let peer = Peer::of(&dead);
+    dead.stands(State::Backoff, "it ended".into(), Vec::new());
+    drop(peer);
+    until("the link lets go", || dead.number().is_none()).await;
+    // The first link is closed again, after the second: by the time that is reported, both were looked at.
+    drop(Peer::of(&link));
+    report(&mut told).await;
+    assert!(silence.try_recv().is_err());
+}
+
+#[actix::test]
+async fn at_the_deadline_of_a_stuck_peer_its_plugin_cause_and_chain_are_named() {
+    let link = link();
+    let _peer = Peer::of(&link);
+    let stuck = PluginId::new("events/log").unwrap();
+    let chain = vec![link.peer.clone(), stuck.clone()];
+    let cause = "events/log is degraded: it does not answer since noon";
+    link.stands(State::Degraded, cause.into(), chain.clone());
+    let call = link.call(request(10), Vec::new(), within(Duration::from_millis(20)));
+    let error = call.await.unwrap_err();
+    assert_eq!(
+        error.message,
+        format!("content.stat: content/local did not answer in time: {cause}")
+    );
+    assert_eq!((error.plugin, error.chain), (Some(stuck), chain));
+}
+
+#[actix::test]
+async fn an_error_about_another_plugin_gets_the_peer_in_front_of_its_chain() {
+    let link = link();
+    let mut peer = Peer::of(&link);
+    let stuck = PluginId::new("events/log").unwrap();
+    let call = calls(&link, 1, 10, SOON).remove(0);
+    let id = peer.call().await.id;
+    let error = Error::unavailable("gone").caused_by(stuck.clone(), vec![stuck.clone()]);
+    let result = Err(error);
+    peer.say(&Frame::Reply { id, result }).await;
+    let error = call.await.unwrap().unwrap_err();
+    assert_eq!(error.chain, [link.peer.clone(), stuck]);
+}

@@ -63,7 +63,7 @@ struct Caller {
     reader: Reader,
     inside: Rc<Cell<usize>>,
     busy: Rc<Busy>,
-    serving: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<std::result::Result<(), String>>,
 }
 
 impl Caller {
@@ -149,7 +149,7 @@ async fn a_read_goes_with_its_caller_and_a_write_stays() {
         ..
     } = caller;
     drop(stream);
-    serving.await.unwrap();
+    assert_eq!(serving.await.unwrap(), Ok(()));
     assert_eq!(inside.get(), 1, "also after the connection ended");
 }
 
@@ -267,7 +267,8 @@ async fn a_caller_that_never_reads_is_read_no_further() {
         stream, serving, ..
     } = caller;
     drop(stream);
-    tokio::time::timeout(SOON, serving).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(SOON, serving).await;
+    assert_eq!(ended.unwrap().unwrap(), Ok(()));
 }
 
 #[test]
@@ -298,9 +299,41 @@ fn no_bytes_from_a_caller_panic_or_hang_a_server() {
             let _ = std::io::Write::write_all(&mut stream, &raw);
             drop(stream);
             let ended = tokio::time::timeout(SOON, caller.serving).await;
-            ended.expect("hangs").unwrap();
-        });
-        Ok(())
+            let ended = ended.expect("hangs").unwrap();
+            prop_assert!(ended.is_ok() || ended.is_err_and(|why| !why.is_empty()));
+            Ok(())
+        })
     });
     ran.unwrap();
+}
+
+#[actix::test]
+async fn what_no_caller_sends_ends_the_link_and_is_told() {
+    let reply = Frame::Reply {
+        id: 1,
+        result: Ok(Body(Vec::new())),
+    };
+    let twice = Frame::Call(request(1, "read", SOON));
+    let shapes: [(&str, Vec<Frame>); 2] = [
+        ("a frame that only those who answer send", vec![reply]),
+        (
+            "read: its caller gave two calls one id",
+            vec![twice, Frame::Call(request(1, "read", SOON))],
+        ),
+    ];
+    for (expected, frames) in shapes {
+        let caller = Caller::new();
+        for frame in &frames {
+            caller.say(frame).await;
+        }
+        let ended = tokio::time::timeout(SOON, caller.serving).await;
+        assert_eq!(ended.unwrap().unwrap(), Err(expected.into()));
+    }
+    let caller = Caller::new();
+    let fds = Vec::new();
+    let bytes = vec![0xff; 20];
+    let mut packets = VecDeque::from([Packet { bytes, fds }]);
+    framing::write(&caller.stream, &mut packets).await.unwrap();
+    let ended = tokio::time::timeout(SOON, caller.serving).await;
+    assert!(ended.unwrap().unwrap().is_err());
 }
