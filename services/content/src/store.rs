@@ -143,9 +143,22 @@ impl Store {
             trust: Trust::default(),
             bookmark: Bookmark::default(),
         };
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(inner),
-        })
+        };
+        store.finish();
+        Ok(store)
+    }
+
+    /// Ends ingests whose blob has its record: the process died, or power went, before their folder was gone.
+    fn finish(&self) {
+        for ((namespace, _), ingest) in self.ingests().all(None) {
+            let moved = ingest.about().becoming.filter(|_| !ingest.data().exists());
+            let key = moved.map(|digest| Key::new(&namespace, &digest));
+            if let Some(key) = key.filter(|key| matches!(self.record(key), Ok(Some(_)))) {
+                self.ingests().end(&ingest, Phase::Committed(key.digest));
+            }
+        }
     }
 
     pub(crate) fn ledger(&self) -> &Ledger {

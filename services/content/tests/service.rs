@@ -84,6 +84,28 @@ async fn a_commit_is_finished_after_a_crash_between_bytes_and_record() {
 }
 
 #[actix_rt::test]
+async fn a_power_cut_behind_a_commit_leaves_no_unfinished_write() {
+    let mut house = House::new();
+    let desk = house.desk("default");
+    send(desk.write("a", None, 0).await.unwrap(), b"bytes".to_vec())
+        .await
+        .unwrap();
+    desk.arrived("a", 5).await;
+    let digest = sha256(b"bytes");
+    let folder = std::fs::read_dir(house.root().join("ingests")).unwrap();
+    let about = folder.flatten().next().unwrap().path().join("about.json");
+    let text = std::fs::read_to_string(&about).unwrap();
+    desk.commit("a", Some(&digest)).await.unwrap();
+    // The record was synced, the removal of the folder was not.
+    let becoming = format!(r#""becoming":"{digest}""#);
+    std::fs::create_dir(about.parent().unwrap()).unwrap();
+    std::fs::write(&about, text.replace(r#""becoming":null"#, &becoming)).unwrap();
+    house.restart().await;
+    assert_eq!(desk.read(&digest).await.unwrap(), b"bytes");
+    assert!(!about.exists());
+}
+
+#[actix_rt::test]
 async fn bytes_without_a_record_go_at_the_next_start() {
     let mut house = House::new();
     let desk = house.desk("default");
