@@ -1,6 +1,9 @@
 //! One running process, seen by the supervisor: a queue towards it, and news from it.
 
-use crate::process;
+use crate::{
+    limits::{Cage, Held},
+    process,
+};
 use bus::control;
 use contracts::plugin::{FromPlugin, ToPlugin};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -26,6 +29,7 @@ pub(crate) struct News {
 #[derive(Debug)]
 pub(crate) enum What {
     Said(FromPlugin),
+    Held(Held),
     HungUp(String),
     Exited(String),
 }
@@ -39,18 +43,18 @@ pub(crate) struct Running {
     queue: mpsc::Sender<ToPlugin>,
 }
 
-/// Begins to write to and hear from `child`, and to watch for its end.
+/// Begins to write to and hear from `child`, and to watch for its end. It is put into its cage before it hears anything.
 pub(crate) fn watch(
     process: usize,
     incarnation: u64,
     child: Child,
     control: std::os::unix::net::UnixStream,
+    cage: Option<Cage>,
     news: mpsc::UnboundedSender<News>,
 ) -> io::Result<Running> {
     let pid = child.id().unwrap_or_default();
     let (sender, receiver) = control::split(UnixStream::from_std(control)?);
     let (queue, waiting) = mpsc::channel(QUEUE);
-    actix::spawn(write(sender, waiting));
     let tell = move |what| {
         // The receiver lives as long as the supervisor.
         let _ = news.send(News {
@@ -59,6 +63,11 @@ pub(crate) fn watch(
             what,
         });
     };
+    let held = tell.clone();
+    actix::spawn(async move {
+        hold(cage, pid, held).await;
+        write(sender, waiting).await;
+    });
     actix::spawn(hear(child, receiver, tell));
     Ok(Running {
         pid,
@@ -89,6 +98,17 @@ impl Running {
             // It may have ended already.
             let _ = rustix::process::pidfd_send_signal(handle, Signal::KILL);
         }
+    }
+}
+
+/// Putting a process into a cgroup may take tens of milliseconds: meanwhile others go on.
+async fn hold(cage: Option<Cage>, pid: u32, tell: impl Fn(What)) {
+    let Some(cage) = cage else {
+        return;
+    };
+    match tokio::task::spawn_blocking(move || cage.hold(pid)).await {
+        Ok(held) => tell(What::Held(held)),
+        Err(e) => tracing::error!(pid, error = %e, "limits"),
     }
 }
 

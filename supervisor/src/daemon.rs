@@ -10,7 +10,8 @@ use crate::{
     child::{self, News, Running, What},
     folders::{FolderError, Folders},
     graph::{Graph, SUPERVISOR},
-    lifecycle::{Input, Lifecycle, Output, Timing},
+    lifecycle::{Input, Lifecycle, Output},
+    limits::{Cgroups, Holding},
     lock::{Lock, LockError},
     options::{Options, Plan, PlanError},
     process,
@@ -152,6 +153,7 @@ struct Slot {
     identity: Option<(u32, u32)>,
     running: Option<Running>,
     started_at: Option<Timestamp>,
+    holding: Holding,
 }
 
 struct Daemon {
@@ -170,6 +172,7 @@ struct Daemon {
     waiters: Vec<Waiter>,
     is_up: bool,
     finished: bool,
+    cgroups: Cgroups,
     folders: Folders,
     sockets: Sockets,
     lock: Lock,
@@ -195,7 +198,7 @@ impl Daemon {
             graph.clone(),
             registry.processes(),
             config.policy(),
-            Timing::default(),
+            config.timing(),
             Box::new(rand::random::<f64>),
         );
         let daemon = Self {
@@ -214,6 +217,7 @@ impl Daemon {
             waiters: Vec::new(),
             is_up: false,
             finished: false,
+            cgroups: Cgroups::find(&folders.state),
             folders,
             sockets,
             lock,
@@ -228,6 +232,7 @@ impl Daemon {
     /// Leaves nothing: lock and sockets go with their values.
     fn close(self) {
         self.folders.sweep(self.hosted.keys());
+        self.cgroups.remove();
         drop(self.sockets);
         drop(self.lock);
         tracing::info!("stopped");
@@ -285,9 +290,13 @@ impl Daemon {
             What::Said(FromPlugin::Panicked { what }) => {
                 Input::LastWords(news.process, format!("panicked at {what}"))
             }
+            What::Held(held) => return slot.holding.is_held(held),
             What::HungUp(why) => Input::HungUp(news.process, why),
             What::Exited(reason) => {
                 slot.running = None;
+                if let Some(why) = slot.holding.kill() {
+                    self.feed(Input::LastWords(news.process, why));
+                }
                 Input::Exited(news.process, reason)
             }
         };
@@ -333,10 +342,13 @@ impl Daemon {
         self.incarnations += 1;
         let boot = self.boot(process)?;
         let slot = self.slots.get_mut(process)?;
+        let limits = slot.hosts.iter().map(|p| self.config.limits(p.as_str()));
+        let limits: Vec<_> = limits.collect();
+        let cage = slot.holding.prepare(&self.cgroups, &slot.hosts, &limits);
         let spawned =
             process::spawn(&self.options.exe, &slot.hosts).and_then(|(child, control)| {
                 let news = self.news.clone();
-                child::watch(process, self.incarnations, child, control, news)
+                child::watch(process, self.incarnations, child, control, cage, news)
             });
         match spawned {
             Ok(running) => {
@@ -489,6 +501,7 @@ fn occupy(
             identity,
             running: None,
             started_at: None,
+            holding: Holding::default(),
         });
     }
     Ok((slots, hosted))

@@ -68,23 +68,30 @@ pub(crate) fn cpu(thousandths: u32) -> Result<u32, String> {
     }
 }
 
-/// What a process may use whose plugins have these limits: their sum, or nothing in particular when one has none.
-pub(crate) fn together(limits: &[Limits]) -> Limits {
-    let has = |of: fn(&Limits) -> bool| limits.iter().all(of);
-    Limits {
-        memory: match has(|l| l.memory > 0) {
-            true => limits.iter().map(|l| l.memory).fold(0, u64::saturating_add),
-            false => 0,
-        },
-        cpu: match has(|l| l.cpu > 0) {
-            true => limits.iter().map(|l| l.cpu).fold(0, u32::saturating_add),
-            false => 0,
-        },
-    }
+/// What a process may use whose plugins have these limits: their sum. Where one plugin has none, neither have the others,
+/// and it is said why.
+fn together(limits: &[Limits]) -> (Limits, String) {
+    let sum = |of: fn(&Limits) -> u64, name| {
+        let asked = limits.iter().any(|l| of(l) > 0);
+        match (asked, limits.iter().all(|l| of(l) > 0)) {
+            (true, false) => (
+                0,
+                Some(format!(
+                    "{name} is not limited: it shares its process with a plugin without such a limit"
+                )),
+            ),
+            _ => (limits.iter().map(of).fold(0, u64::saturating_add), None),
+        }
+    };
+    let (memory, no_memory) = sum(|l| l.memory, "memory");
+    let (cpu, no_cpu) = sum(|l| l.cpu.into(), "cpu");
+    let why: Vec<_> = [no_memory, no_cpu].into_iter().flatten().collect();
+    let cpu = u32::try_from(cpu).unwrap_or(u32::MAX);
+    (Limits { memory, cpu }, why.join("; "))
 }
 
 /// Why a process ended that was killed for its memory.
-pub(crate) fn out_of_memory(limit: u64) -> String {
+fn out_of_memory(limit: u64) -> String {
     format!("out of memory: limit {:.1} MiB", limit as f64 / 1_048_576.0)
 }
 
@@ -129,6 +136,57 @@ pub(crate) struct Held {
     pub(crate) why: String,
     /// How many of its processes the kernel had killed for memory until now.
     pub(crate) kills: u64,
+}
+
+/// The limits of one process, over all its lives.
+#[derive(Debug, Default)]
+pub(crate) struct Holding {
+    cage: Option<Cage>,
+    /// What the plan already rules out.
+    ruled_out: String,
+    held: Held,
+}
+
+impl Holding {
+    /// Prepares for a new life. Gives the cage to put the process into, if it has one.
+    pub(crate) fn prepare(
+        &mut self,
+        cgroups: &Cgroups,
+        hosts: &[PluginId],
+        limits: &[Limits],
+    ) -> Option<Cage> {
+        let (limits, ruled_out) = together(limits);
+        let first = hosts.first().filter(|_| limits != Limits::default());
+        *self = Self {
+            cage: first.map(|first| cgroups.cage(first, limits)),
+            ruled_out,
+            held: Held::default(),
+        };
+        self.cage.clone()
+    }
+
+    /// Takes note of how it went to put the process there.
+    pub(crate) fn is_held(&mut self, held: Held) {
+        self.held = held;
+    }
+
+    /// What is enforced.
+    pub(crate) fn limits(&self) -> Limits {
+        self.held.limits
+    }
+
+    /// Why not all that was asked for is.
+    pub(crate) fn unlimited(&self) -> String {
+        let whys = [self.ruled_out.as_str(), &self.held.why];
+        let whys = whys.into_iter().filter(|why| !why.is_empty());
+        whys.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Why the process was killed, when it was for its memory.
+    pub(crate) fn kill(&self) -> Option<String> {
+        let killed = self.cage.as_ref()?.kills() > self.held.kills;
+        killed.then(|| out_of_memory(self.held.limits.memory))
+    }
 }
 
 impl Cgroups {
@@ -412,9 +470,14 @@ mod tests {
     #[test]
     fn plugins_of_one_process_share_the_sum_of_their_limits() {
         let of = |memory, cpu| Limits { memory, cpu };
-        assert_eq!(together(&[of(5, 100), of(7, 200)]), of(12, 300));
-        assert_eq!(together(&[of(5, 0), of(7, 200)]), of(12, 0));
-        assert_eq!(together(&[of(5, 1)]), of(5, 1));
+        assert_eq!(
+            together(&[of(5, 100), of(7, 200)]),
+            (of(12, 300), String::new())
+        );
+        assert_eq!(together(&[of(0, 0), of(0, 0)]), (of(0, 0), String::new()));
+        let (limits, why) = together(&[of(5, 0), of(7, 200)]);
+        assert_eq!(limits, of(12, 0));
+        assert!(why.starts_with("cpu is not limited: it shares"), "{why}");
     }
 
     #[test]

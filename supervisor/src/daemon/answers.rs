@@ -179,9 +179,9 @@ impl Daemon {
             started_at: slot.running.as_ref().and(slot.started_at),
             root: hosted.root.to_string_lossy().into_owned(),
             program: self.program(&hosted.spec),
-            limits: Limits::default(),
-            unlimited: String::new(),
-            exits: Vec::new(),
+            limits: slot.holding.limits(),
+            unlimited: slot.holding.unlimited(),
+            exits: self.lifecycle.exits(plugin),
         })
     }
 
