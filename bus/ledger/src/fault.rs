@@ -1,7 +1,8 @@
 //! What can go wrong with a ledger, whatever it stores.
 
 use contracts::Error;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 /// A failure of the file below a store.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -28,6 +29,9 @@ pub enum Fault {
     /// The device failed for somebody else; the file is opened anew by whoever comes next.
     #[error("store {}: was interrupted by a failure of its device, try again", .0.display())]
     Reopened(PathBuf),
+    /// The machine has no descriptors or no memory left.
+    #[error("store {}: {}: nothing was changed, try again when the machine has some", .0.display(), .1)]
+    Short(PathBuf, String),
     /// Any other failure of the device.
     #[error("store {}: {}", .0.display(), .1)]
     Io(PathBuf, String),
@@ -42,6 +46,23 @@ pub enum Fault {
     Closing(PathBuf),
 }
 
+impl Fault {
+    /// A failure of the system, by what can be done about it.
+    pub(crate) fn io(path: &Path, error: &io::Error) -> Self {
+        let path = path.to_owned();
+        match (error.kind(), error.raw_os_error()) {
+            (ErrorKind::InvalidData | ErrorKind::UnexpectedEof, _) => {
+                Self::Damaged(path, error.to_string())
+            }
+            (ErrorKind::StorageFull | ErrorKind::QuotaExceeded, _) => Self::Full(path),
+            (ErrorKind::OutOfMemory, _) => Self::Short(path, "no memory left".into()),
+            // ENFILE and EMFILE, the same numbers on every Linux.
+            (_, Some(23 | 24)) => Self::Short(path, "too many open files".into()),
+            _ => Self::Io(path, error.to_string()),
+        }
+    }
+}
+
 impl From<Fault> for Error {
     fn from(fault: Fault) -> Self {
         let message = fault.to_string();
@@ -49,7 +70,7 @@ impl From<Fault> for Error {
             Fault::InUse(_) | Fault::Closing(_) | Fault::Reopened(_) => Error::unavailable(message),
             Fault::Damaged(..) => Error::data_loss(message),
             Fault::Newer { .. } => Error::precondition(message),
-            Fault::Full(_) | Fault::TooLarge(..) => Error::exhausted(message),
+            Fault::Full(_) | Fault::Short(..) | Fault::TooLarge(..) => Error::exhausted(message),
             Fault::Io(..) => Error::internal(message),
             Fault::Token(_) => Error::invalid(message),
         }

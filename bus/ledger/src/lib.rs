@@ -16,10 +16,14 @@
 //! A store uses [`Ledger`], [`Table`], [`Tx`] and [`Snapshot`] and knows no bus; [`deliver`] is for the service beside it.
 
 mod deliver;
+mod device;
 mod fault;
 mod file;
+mod format;
 mod generation;
 pub mod integrity;
+mod mark;
+mod seal;
 mod table;
 mod writer;
 

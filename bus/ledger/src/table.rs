@@ -3,6 +3,7 @@
 //! Keys of things that belong to a namespace are `namespace NUL name`: no checked name contains a control character.
 
 use crate::Fault;
+use crate::seal::{OPEN, seal, unseal};
 use contracts::{Namespace, Page, Paging, Timestamp, events::Entry};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use serde::{Serialize, de::DeserializeOwned};
@@ -10,6 +11,8 @@ use std::{cell::Cell, marker::PhantomData, ops::Bound, path::Path, sync::Arc};
 
 /// Most items of one page, whatever was asked for.
 const MOST: usize = 500;
+/// Most encoded bytes of one record: what a region of the file holds, with its page around it.
+const LARGEST: usize = 3 << 20;
 /// Most encoded bytes of one page: well below what one message may have.
 const MOST_BYTES: usize = 1 << 20;
 
@@ -32,7 +35,16 @@ impl<V> Table<V> {
         }
     }
 
-    fn definition(&self) -> TableDefinition<'static, &'static str, &'static [u8]> {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it is the ledger's own, whose records come and go with those of the store.
+    fn is_ours(&self) -> bool {
+        self.name.starts_with('_')
+    }
+
+    pub(crate) fn definition(&self) -> TableDefinition<'static, &'static str, &'static [u8]> {
         TableDefinition::new(self.name)
     }
 }
@@ -41,6 +53,7 @@ impl<V> Table<V> {
 pub struct Snapshot {
     pub(crate) transaction: redb::ReadTransaction,
     pub(crate) path: Arc<Path>,
+    seed: u64,
 }
 
 /// A change in the making. Nothing of it is visible, or kept, unless the whole write succeeds.
@@ -50,7 +63,12 @@ pub struct Tx<'a> {
     /// When this write happens: the one `now` of everything in it.
     pub now: Timestamp,
     pub(crate) changes: u64,
+    /// How many records of the store are new, less how many are gone.
+    pub(crate) added: i64,
     pub(crate) emitted: bool,
+    seed: u64,
+    /// The number of this commit: the version that it makes.
+    pub(crate) commit: u64,
     /// Whether the disk was found full: what has failed is then the whole transaction, whatever its writes say.
     pub(crate) full: Cell<bool>,
 }
@@ -59,7 +77,6 @@ pub(crate) fn fault(path: &Path, error: impl Into<redb::Error>) -> Fault {
     let path = path.to_owned();
     match error.into() {
         redb::Error::Corrupted(why) => Fault::Damaged(path, why),
-        redb::Error::Io(e) if is_damage(&e) => Fault::Damaged(path, e.to_string()),
         error @ (redb::Error::UpgradeRequired(_)
         | redb::Error::RepairAborted
         | redb::Error::TableTypeMismatch { .. }
@@ -67,38 +84,43 @@ pub(crate) fn fault(path: &Path, error: impl Into<redb::Error>) -> Fault {
         | redb::Error::TypeDefinitionChanged { .. }) => Fault::Damaged(path, error.to_string()),
         redb::Error::DatabaseAlreadyOpen => Fault::InUse(path),
         redb::Error::PreviousIo | redb::Error::DatabaseClosed => Fault::Reopened(path),
-        redb::Error::Io(e) if e.raw_os_error() == Some(rustix_full()) => Fault::Full(path),
-        redb::Error::Io(e) if e.kind() == std::io::ErrorKind::QuotaExceeded => Fault::Full(path),
+        redb::Error::Io(e) => Fault::io(&path, &e),
         other => Fault::Io(path, other.to_string()),
     }
 }
 
-/// The file ends early, or does not begin as it must.
-fn is_damage(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
-    matches!(error.kind(), InvalidData | UnexpectedEof)
-}
-
-/// `ENOSPC`, the same number on every Linux.
-const fn rustix_full() -> i32 {
-    28
-}
-
-fn decode<V: DeserializeOwned>(path: &Path, key: &str, bytes: &[u8]) -> Result<V, Fault> {
-    codec::decode(bytes)
-        .map_err(|e| Fault::Damaged(path.to_owned(), format!("record {key:?}: {e}")))
+/// The record in an envelope. Errors: `Damaged`, naming table and key.
+pub(crate) fn decode<V: DeserializeOwned>(
+    path: &Path,
+    seed: u64,
+    table: &str,
+    key: &str,
+    value: &[u8],
+) -> Result<V, Fault> {
+    let damaged =
+        |what: String| Fault::Damaged(path.to_owned(), format!("record {table}/{key:?}: {what}"));
+    let sealed = unseal(seed, key, value).filter(|sealed| sealed.table == table);
+    let sealed = sealed.ok_or_else(|| damaged("its checksum is wrong".into()))?;
+    codec::decode(sealed.record).map_err(|e| damaged(e.to_string()))
 }
 
 fn encode<V: Serialize>(key: &str, value: &V) -> Result<Vec<u8>, Fault> {
-    codec::encode(value).map_err(|e| Fault::TooLarge(key.to_owned(), e.to_string()))
+    let bytes = codec::encode(value);
+    let bytes = bytes.map_err(|e| Fault::TooLarge(key.to_owned(), e.to_string()))?;
+    if bytes.len() > LARGEST {
+        let what = format!("{} bytes, at most {LARGEST} fit a store", bytes.len());
+        return Err(Fault::TooLarge(key.to_owned(), what));
+    }
+    Ok(bytes)
 }
 
 impl Snapshot {
-    pub(crate) fn of(db: &redb::Database, path: &Arc<Path>) -> Result<Self, Fault> {
+    pub(crate) fn of(db: &redb::Database, path: &Arc<Path>, seed: u64) -> Result<Self, Fault> {
         let transaction = db.begin_read().map_err(|e| fault(path, e))?;
         Ok(Self {
             transaction,
             path: path.clone(),
+            seed,
         })
     }
 
@@ -108,12 +130,13 @@ impl Snapshot {
         table: &Table<V>,
         key: &str,
     ) -> Result<Option<V>, Fault> {
+        let name = table.name;
         let Some(table) = self.open(table)? else {
             return Ok(None);
         };
         let value = table.get(key).map_err(|e| fault(&self.path, e))?;
         value
-            .map(|bytes| decode(&self.path, key, bytes.value()))
+            .map(|bytes| decode(&self.path, self.seed, name, key, bytes.value()))
             .transpose()
     }
 
@@ -125,10 +148,12 @@ impl Snapshot {
         after: Option<&str>,
         mut each: impl FnMut(&str, V) -> bool,
     ) -> Result<(), Fault> {
+        let name = table.name;
         let Some(table) = self.open(table)? else {
             return Ok(());
         };
-        scan(&table, &self.path, prefix, after, &mut each)
+        let decode = |key: &str, value: &[u8]| decode(&self.path, self.seed, name, key, value);
+        scan(&table, &self.path, prefix, after, &decode, &mut each)
     }
 
     /// Grows with every change of this file: the version of each of its collections.
@@ -178,11 +203,12 @@ impl Snapshot {
     }
 }
 
-fn scan<V: DeserializeOwned>(
+fn scan<V>(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
     path: &Path,
     prefix: &str,
     after: Option<&str>,
+    decode: &dyn Fn(&str, &[u8]) -> Result<V, Fault>,
     each: &mut dyn FnMut(&str, V) -> bool,
 ) -> Result<(), Fault> {
     let start = match after {
@@ -195,7 +221,7 @@ fn scan<V: DeserializeOwned>(
     {
         let (key, value) = row.map_err(|e| fault(path, e))?;
         let key = key.value();
-        if !key.starts_with(prefix) || !each(key, decode(path, key, value.value())?) {
+        if !key.starts_with(prefix) || !each(key, decode(key, value.value())?) {
             break;
         }
     }
@@ -207,15 +233,29 @@ impl<'a> Tx<'a> {
         transaction: &'a redb::WriteTransaction,
         path: &'a Arc<Path>,
         now: Timestamp,
+        seed: u64,
+        commit: u64,
     ) -> Self {
         Self {
             transaction,
             path,
             now,
             changes: 0,
+            added: 0,
             emitted: false,
+            seed,
+            commit,
             full: Cell::new(false),
         }
+    }
+
+    fn seed(&self, table: &str) -> u64 {
+        if table == META.name { OPEN } else { self.seed }
+    }
+
+    /// A record of this commit in its envelope.
+    pub(crate) fn sealed(&self, table: &str, key: &str, record: &[u8]) -> Vec<u8> {
+        seal(self.seed(table), table, key, self.commit, record)
     }
 
     fn fault(&self, error: impl Into<redb::Error>) -> Fault {
@@ -231,13 +271,14 @@ impl<'a> Tx<'a> {
         table: &Table<V>,
         key: &str,
     ) -> Result<Option<V>, Fault> {
+        let name = table.name;
         let table = self
             .transaction
             .open_table(table.definition())
             .map_err(|e| self.fault(e))?;
         let value = table.get(key).map_err(|e| self.fault(e))?;
         value
-            .map(|bytes| decode(self.path, key, bytes.value()))
+            .map(|bytes| decode(self.path, self.seed, name, key, bytes.value()))
             .transpose()
     }
 
@@ -249,26 +290,29 @@ impl<'a> Tx<'a> {
         value: &V,
     ) -> Result<(), Fault> {
         self.changes += 1;
-        let bytes = encode(key, value)?;
-        let mut table = self
+        let bytes = self.sealed(table.name, key, &encode(key, value)?);
+        let mut opened = self
             .transaction
             .open_table(table.definition())
             .map_err(|e| self.fault(e))?;
-        table
+        let replaced = opened
             .insert(key, bytes.as_slice())
-            .map_err(|e| self.fault(e))?;
+            .map_err(|e| self.fault(e))?
+            .is_some();
+        self.added += i64::from(!replaced && !table.is_ours());
         Ok(())
     }
 
     /// Removes a record; says whether it was there.
     pub fn remove<V>(&mut self, table: &Table<V>, key: &str) -> Result<bool, Fault> {
         self.changes += 1;
-        let mut table = self
+        let mut opened = self
             .transaction
             .open_table(table.definition())
             .map_err(|e| self.fault(e))?;
-        let removed = table.remove(key).map_err(|e| self.fault(e))?;
-        Ok(removed.is_some())
+        let removed = opened.remove(key).map_err(|e| self.fault(e))?.is_some();
+        self.added -= i64::from(removed && !table.is_ours());
+        Ok(removed)
     }
 
     /// As [`Snapshot::scan`], with the changes of this write. `each` cannot change the table.
@@ -279,11 +323,13 @@ impl<'a> Tx<'a> {
         after: Option<&str>,
         mut each: impl FnMut(&str, V) -> bool,
     ) -> Result<(), Fault> {
+        let name = table.name;
         let table = self
             .transaction
             .open_table(table.definition())
             .map_err(|e| self.fault(e))?;
-        scan(&table, self.path, prefix, after, &mut each)
+        let decode = |key: &str, value: &[u8]| decode(self.path, self.seed, name, key, value);
+        scan(&table, self.path, prefix, after, &decode, &mut each)
     }
 
     /// Records an event that goes to the log when, and only when, this write is committed.

@@ -1,12 +1,13 @@
 //! The one thread that writes, and the handle to it.
 
 use crate::Fault;
-use crate::file::File;
+use crate::file::{File, Opened};
+use crate::mark::Progress;
 use crate::table::{DONE, META, OUTBOX, Snapshot, Tx, fault, outbox_key};
 use contracts::{OperationId, Timestamp, events::Entry};
-use redb::Database;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
+    cell::Cell,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
 };
@@ -28,6 +29,9 @@ pub struct LedgerConfig {
     pub migrate: fn(&mut Tx<'_>, u64) -> Result<(), Fault>,
     /// Bytes of page cache. Records are small: little is enough.
     pub cache: usize,
+    /// Whether removing things elsewhere needs this store's writes: then all of them may use up the reserve that is
+    /// kept for removals on a full disk.
+    pub essential: bool,
 }
 
 impl LedgerConfig {
@@ -36,6 +40,7 @@ impl LedgerConfig {
         schema: 1,
         migrate: |_, _| Ok(()),
         cache: 1 << 20,
+        essential: false,
     };
 }
 
@@ -50,7 +55,6 @@ struct Inner {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<std::thread::JoinHandle<()>>,
     outbox: Arc<Outbox>,
-    epoch: u64,
 }
 
 /// What the log has, and that there is more.
@@ -91,13 +95,14 @@ impl Ledger {
     ///
     /// Blocks. Errors: `InUse`, `Damaged`, `Newer`, `Full`, `Io`.
     pub fn open(path: impl Into<PathBuf>, config: LedgerConfig) -> Result<Self, Fault> {
-        let file = Arc::new(File::open(path.into().into(), config.cache)?);
-        let epoch = prepare(&file, &config)?;
+        let file = Arc::new(File::open(path.into().into(), &config)?);
         let outbox = Arc::<Outbox>::default();
         let (jobs, queue) = mpsc::channel();
         let writer = Writer {
             file: file.clone(),
             outbox: outbox.clone(),
+            essential: config.essential,
+            low: Cell::new(false),
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -110,7 +115,6 @@ impl Ledger {
             jobs: Some(jobs),
             writer: Some(writer),
             outbox,
-            epoch,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -184,7 +188,7 @@ impl Ledger {
 
     /// Names this life of the file: a rebuilt one gets another.
     pub(crate) fn epoch(&self) -> u64 {
-        self.inner.epoch
+        self.inner.file.life.epoch
     }
 
     /// Events that the log does not have yet: the number of the first, and some of them in order.
@@ -257,45 +261,21 @@ fn first_reply<T: DeserializeOwned, E: From<Fault>>(
     Ok(Some(reply))
 }
 
-/// Checks the schema, brings older ones up, and names this life of the file. Answers the name.
-fn prepare(file: &File, config: &LedgerConfig) -> Result<u64, Fault> {
-    let path = &file.path;
-    let known: Result<_, Fault> = (|| {
-        let snapshot = file.snapshot()?;
-        Ok((
-            snapshot.get(&META, "schema")?,
-            snapshot.get(&META, "epoch")?,
-        ))
-    })();
-    let (schema, epoch) = known?;
-    match (schema, epoch) {
-        (Some(found), Some(epoch)) if found == config.schema => return Ok(epoch),
-        (Some(found), _) if found > config.schema => {
-            return Err(Fault::Newer {
-                path: path.to_path_buf(),
-                found,
-                known: config.schema,
-            });
-        }
-        _ => {}
-    }
-    let db = file.database()?;
-    let transaction = db.begin_write().map_err(|e| fault(path, e))?;
-    let now = Timestamp::now();
-    let epoch = epoch.unwrap_or(now.0.unsigned_abs());
-    let mut tx = Tx::new(&transaction, path, now);
-    if let Some(found) = schema {
-        (config.migrate)(&mut tx, found)?;
-    }
-    tx.put(&META, "schema", &config.schema)?;
-    tx.put(&META, "epoch", &epoch)?;
-    transaction.commit().map_err(|e| fault(path, e))?;
-    Ok(epoch)
-}
-
 struct Writer {
     file: Arc<File>,
     outbox: Arc<Outbox>,
+    /// Whether the store's writes are needed for removing things elsewhere.
+    essential: bool,
+    /// Whether the disk was full: until the reserve is whole again only what removes is done.
+    low: Cell<bool>,
+}
+
+/// How a batch went.
+enum Went {
+    /// On disk, or nothing was changed.
+    Done,
+    /// Not done, because of one of its writes. That one's own error waits in its slot, unless it is told here.
+    Without(usize, Result<(), Fault>),
 }
 
 impl Writer {
@@ -309,26 +289,34 @@ impl Writer {
 
     /// Commits a batch; what fails is answered at once and the rest is done again without it.
     fn commit(&self, mut batch: Vec<Job>) {
-        let mut reopened = false;
+        let (mut reopened, mut full) = (false, false);
         let outcome = loop {
-            let database = match self.file.database() {
-                Ok(database) => database,
+            let opened = match self.file.opened() {
+                Ok(opened) => opened,
                 Err(fault) => break Err(fault),
             };
-            match self.attempt(&database, &mut batch) {
-                Ok(None) => break Ok(()),
-                Ok(Some(failed)) => {
+            self.low
+                .set(self.low.get() && opened.device.refill().is_err());
+            match self.attempt(&opened, &mut batch) {
+                Ok(Went::Done) => break Ok(()),
+                Ok(Went::Without(failed, told)) => {
                     let job = batch.remove(failed);
-                    // Its own error waits in its slot.
-                    (job.settle)(Ok(()));
+                    (job.settle)(told);
                 }
                 Err(fault) => {
-                    self.file.let_go(database);
-                    // An earlier failure that is told again: a file that is opened anew says how things are now.
-                    if reopened || !matches!(fault, Fault::Reopened(_)) {
-                        break Err(fault);
+                    if matches!(fault, Fault::Full(_)) {
+                        opened.device.abandon();
                     }
-                    reopened = true;
+                    self.file.let_go(opened);
+                    match &fault {
+                        Fault::Full(_) if !full => {
+                            full = true;
+                            self.low.set(true);
+                        }
+                        // An earlier failure that is told again: a file that is opened anew says how things are now.
+                        Fault::Reopened(_) if !reopened => reopened = true,
+                        _ => break Err(fault),
+                    }
                 }
             }
         };
@@ -337,15 +325,20 @@ impl Writer {
         }
     }
 
-    /// Runs the batch in one transaction. Answers which write failed, if one did; then nothing is kept.
-    fn attempt(&self, db: &Database, batch: &mut [Job]) -> Result<Option<usize>, Fault> {
+    /// Runs the batch in one transaction. When one of its writes fails nothing is kept.
+    fn attempt(&self, opened: &Opened, batch: &mut [Job]) -> Result<Went, Fault> {
         let path = &self.file.path;
-        let transaction = db.begin_write().map_err(|e| fault(path, e))?;
-        let mut tx = Tx::new(&transaction, path, Timestamp::now());
-        let mut failed = None;
+        opened.device.spend(false);
+        let transaction = opened.database.begin_write().map_err(|e| fault(path, e))?;
+        let mut tx = Tx::new(&transaction, path, Timestamp::now(), self.file.life.seed, 0);
+        tx.commit = tx.get(&META, "version")?.unwrap_or(0) + 1;
+        let mut without = None;
         for (index, job) in batch.iter_mut().enumerate() {
-            let changes = tx.changes;
+            let (changes, added) = (tx.changes, tx.added);
             match (job.work)(&mut tx) {
+                Step::Done(_) if self.low.get() && !self.essential && tx.added > added => {
+                    without = Some(Went::Without(index, Err(Fault::Full(path.to_path_buf()))));
+                }
                 Step::Done(Some(reply)) => {
                     if let Some(operation) = &job.operation {
                         tx.put(&DONE, operation.as_str(), &(tx.now, reply))?;
@@ -354,31 +347,36 @@ impl Writer {
                 Step::Done(None) => {}
                 // It failed before it changed anything, as nearly all do: its error waits in its slot.
                 Step::Failed if tx.changes == changes => {}
-                Step::Failed => {
-                    failed = Some(index);
-                    break;
-                }
+                Step::Failed => without = Some(Went::Without(index, Ok(()))),
+            }
+            if without.is_some() {
+                break;
             }
         }
         if tx.full.get() {
             return Err(Fault::Full(path.to_path_buf()));
         }
-        if failed.is_some() || tx.changes == 0 {
+        if without.is_some() || tx.changes == 0 {
             transaction.abort().map_err(|e| fault(path, e))?;
-            return Ok(failed);
+            return Ok(without.unwrap_or(Went::Done));
         }
-        let emitted = tx.emitted;
+        let (emitted, commit) = (tx.emitted, tx.commit);
+        // Only now is it sure that none of them adds something.
+        opened.device.spend(self.low.get());
         self.tidy(&mut tx)?;
         transaction.commit().map_err(|e| fault(path, e))?;
+        let delivered = self.outbox.delivered.load(Ordering::Acquire);
+        let delivered = delivered.max(self.file.before.delivered);
+        self.file.note(Progress { commit, delivered });
         if emitted {
             self.outbox.more.notify_one();
         }
-        Ok(None)
+        Ok(Went::Done)
     }
 
     /// What rides along with a commit: the version, delivered events, replies nobody will ask for again.
     fn tidy(&self, tx: &mut Tx<'_>) -> Result<(), Fault> {
-        let version = tx.get(&META, "version")?.unwrap_or(0) + 1;
+        let version = tx.commit;
         tx.put(&META, "version", &version)?;
         let delivered = outbox_key(self.outbox.delivered.load(Ordering::Acquire));
         let mut done = Vec::new();
