@@ -16,7 +16,7 @@ const COUNTING: &str = "trap 'exit 7' TERM; i=0; while :; do echo $i; i=$((i+1))
 
 /// What all clients work on. Clones share nothing but names.
 #[derive(Clone, Debug)]
-pub struct Scene {
+pub(super) struct Scene {
     pub(super) client: Client,
     pub(super) namespace: String,
     pub(super) image: String,
@@ -28,7 +28,7 @@ pub struct Scene {
 
 /// What one client did and saw.
 #[derive(Clone, Debug, Default)]
-pub struct Report {
+pub(super) struct Report {
     /// Requests that were answered.
     pub requests: u64,
     /// Connections that broke before an answer came.
@@ -43,7 +43,7 @@ pub struct Report {
 
 impl Scene {
     /// Starts one long-lived task per client. Errors: any refusal.
-    pub async fn prepare(node: &Node, image: &str, clients: usize) -> Outcome<Self> {
+    pub(super) async fn prepare(node: &Node, image: &str, clients: usize) -> Outcome<Self> {
         let mut pids = Vec::new();
         for number in 0..clients {
             let task = node
@@ -65,7 +65,7 @@ impl Scene {
     }
 
     /// Ends the long-lived tasks and drops the image. Errors: any refusal.
-    pub async fn clear(&self, node: &Node) -> Outcome {
+    pub(super) async fn clear(&self, node: &Node) -> Outcome {
         for number in 0..self.pids.len() {
             node.remove(&long(number)).await?;
         }

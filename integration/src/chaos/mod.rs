@@ -34,8 +34,8 @@ use crate::registry::Registry;
 pub use hand::{Away, plugins};
 pub use keyed::{Answered, Keyed};
 pub use random::Random;
-pub use reader::Reader;
-pub use verdict::Verdict;
+use reader::Reader;
+pub use verdict::{Told, Verdict, told};
 
 /// What the hand does to a plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,14 +14,14 @@ const QUIET: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(60);
 
 /// Reads the log by SSE and resumes by `Last-Event-ID`.
-pub struct Reader {
+pub(super) struct Reader {
     client: Client,
     seen: Vec<u64>,
 }
 
 /// What a reader has seen.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(super) struct Seen {
     /// The numbers, in the order in which they came.
     pub numbers: Vec<u64>,
     /// How often it had to come back.
@@ -30,7 +30,7 @@ pub struct Seen {
 
 impl Reader {
     /// Begins at the beginning.
-    pub fn new(client: &Client) -> Self {
+    pub(super) fn new(client: &Client) -> Self {
         Self {
             client: client.clone(),
             seen: Vec::new(),
@@ -38,7 +38,7 @@ impl Reader {
     }
 
     /// Reads until the bell has rung and one more event came. Errors: the node does not answer for a minute.
-    pub async fn read(mut self, bell: Bell) -> Outcome<Seen> {
+    pub(super) async fn read(mut self, bell: Bell) -> Outcome<Seen> {
         let mut resumed = 0;
         loop {
             let last = self.seen.last().copied().unwrap_or(0).to_string();
@@ -82,7 +82,7 @@ async fn opened(client: &Client) -> Outcome<Records> {
 
 impl Seen {
     /// Describes what is missing, doubled or out of order.
-    pub fn problems(&self) -> Vec<String> {
+    pub(super) fn problems(&self) -> Vec<String> {
         let pairs = self.numbers.windows(2);
         let odd = pairs.filter(|pair| pair[1] != pair[0] + 1);
         odd.map(|pair| format!("the reader got event {} after {}", pair[1], pair[0]))

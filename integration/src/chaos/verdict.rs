@@ -138,14 +138,19 @@ pub(super) const LISTS: [(&str, &str); 8] = [
     ("/tasks", "id"),
 ];
 
-struct Told {
-    counts: BTreeMap<String, u64>,
-    holes: Vec<String>,
-    last: u64,
+/// What the log says of a node's namespace.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// How often each `topic subject` is in it.
+    pub counts: BTreeMap<String, u64>,
+    /// Numbers that are missing or out of order, described.
+    pub holes: Vec<String>,
+    /// The newest number, of any namespace.
+    pub last: u64,
 }
 
-/// Reads the log from a number to its end, page by page.
-async fn told(node: &Node, since: u64) -> Outcome<Told> {
+/// Reads the log from a number to its end, page by page. Errors: a page is refused.
+pub async fn told(node: &Node, since: u64) -> Outcome<Told> {
     let mut told = Told {
         counts: BTreeMap::new(),
         holes: Vec::new(),
