@@ -1,6 +1,11 @@
 //! Faults that no process can defend itself against, made on purpose and reproducibly.
 
-pub mod chance;
+pub mod catalog;
 pub mod disk;
 mod fuse;
+pub mod history;
 pub mod image;
+pub mod power;
+pub mod record;
+mod soundness;
+pub mod tree;

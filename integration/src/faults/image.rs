@@ -1,11 +1,15 @@
-//! What a disk holds, and what is left of it after a power cut. Pure: no device, no clock.
+//! What a disk holds, and what is left of it after a power cut. No device, no clock.
 //!
 //! A disk with a write cache promises one thing: when a flush is answered, every write that was answered before it is
 //! on the medium. Between two flushes it may do as it likes. A [`Cut`] takes that freedom to any extreme, reproducibly.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use super::chance::Chance;
+use crate::Outcome;
+use crate::chaos::Random;
 
 /// Granularity of memory, in bytes; also the usual block of a file system.
 const PAGE: usize = 4096;
@@ -43,6 +47,18 @@ impl Image {
             }
         }
         bytes
+    }
+
+    /// Writes it to a file, with holes where nothing was ever written. Errors: the file cannot be written.
+    pub fn save(&self, path: &Path) -> Outcome {
+        let file = File::create(path)?;
+        file.set_len(self.size())?;
+        for (number, page) in self.pages.iter().enumerate() {
+            if let Some(page) = page {
+                file.write_all_at(page.as_slice(), (number * PAGE) as u64)?;
+            }
+        }
+        Ok(())
     }
 
     /// Replaces bytes from an offset on; what lies behind the end of the disk is dropped.
@@ -143,11 +159,11 @@ impl<'a> Replay<'a> {
             self.applied = 0;
         }
         for act in &past[self.applied..flushed] {
-            apply(&mut self.synced, act, Loss::Nothing, &mut Chance::new(0));
+            apply(&mut self.synced, act, Loss::Nothing, &mut Random::new(0, 0));
         }
         self.applied = flushed;
         let mut image = self.synced.clone();
-        let mut chance = Chance::new(cut.seed);
+        let mut chance = Random::new(cut.seed, 0);
         for act in &past[flushed..] {
             apply(&mut image, act, cut.loss, &mut chance);
         }
@@ -155,7 +171,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn apply(image: &mut Image, act: &Act, loss: Loss, chance: &mut Chance) {
+fn apply(image: &mut Image, act: &Act, loss: Loss, chance: &mut Random) {
     let Act::Write { offset, bytes } = act else {
         return;
     };

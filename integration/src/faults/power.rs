@@ -1,0 +1,169 @@
+//! Power cuts: many moments of one recording, each with a node started on what the disk then held.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::disk::Disk;
+use super::image::{Cut, Image, Loss, Replay};
+use super::record::{Recording, node_on, record};
+use super::soundness::{Patient, finding};
+use crate::Outcome;
+use crate::chaos::Random;
+use crate::node::Setup;
+
+/// How many cuts share a recording.
+const SHARED: usize = 40;
+/// Steps of each client in a recording.
+const STEPS: usize = 16;
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How many cuts.
+    pub cuts: usize,
+    /// Decides about everything but the pace of the machine.
+    pub seed: u64,
+    /// With what the node is started.
+    pub setup: Setup,
+    /// Where the disk of every cut is kept that a node does not survive.
+    pub keep: Option<PathBuf>,
+}
+
+/// What came out.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// Cuts that were looked at.
+    pub cuts: usize,
+    /// Findings, each with its cut.
+    pub wrong: Vec<String>,
+    /// Time of all checks, without the recordings.
+    pub checking: Duration,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.checking.as_secs_f32() / self.cuts.max(1) as f32;
+        let (cuts, wrong) = (self.cuts, self.wrong.len());
+        writeln!(
+            f,
+            "{cuts} power cuts, {each:.2} s to check each, {wrong} findings"
+        )?;
+        self.wrong
+            .iter()
+            .try_for_each(|line| writeln!(f, "  {line}"))
+    }
+}
+
+/// Cuts the power as often as the plan says; tells `say` about every step.
+///
+/// Errors: a recording could not be made; findings are not errors.
+pub async fn run(plan: &Plan, say: impl Fn(&str)) -> Outcome<Verdict> {
+    let mut verdict = Verdict::default();
+    let mut chance = Random::new(plan.seed, 0);
+    while verdict.cuts < plan.cuts {
+        let seed = chance.number();
+        let recording = record(seed, STEPS, plan.setup.clone()).await?;
+        say(&describe(&recording));
+        let count = SHARED.min(plan.cuts - verdict.cuts);
+        let mut replay = Replay::new(recording.start.clone(), &recording.log);
+        for cut in cuts(&recording, count, &mut chance) {
+            verdict.cuts += 1;
+            let began = Instant::now();
+            let image = replay.after(cut);
+            let wrong = check(&recording, cut, image.clone(), &plan.setup).await;
+            let wrong = finding("the check ended early", wrong);
+            verdict.checking += began.elapsed();
+            let place = format!(
+                "cut {} of {}: {}",
+                verdict.cuts,
+                plan.cuts,
+                text(&recording, cut)
+            );
+            let result = if wrong.is_empty() {
+                "sound"
+            } else {
+                "NOT SOUND"
+            };
+            say(&format!("{place}: {result} ({:.1?})", began.elapsed()));
+            wrong.iter().for_each(|line| say(&format!("    {line}")));
+            if let Some(folder) = plan.keep.as_ref().filter(|_| !wrong.is_empty()) {
+                image.save(&folder.join(format!("cut-{}.img", verdict.cuts)))?;
+            }
+            verdict
+                .wrong
+                .extend(wrong.into_iter().map(|line| format!("{place}: {line}")));
+        }
+    }
+    Ok(verdict)
+}
+
+fn describe(recording: &Recording) -> String {
+    format!(
+        "recorded {} writes and flushes and {} answers in {:.1?}",
+        recording.log.len(),
+        recording.history.answers().len(),
+        recording.took
+    )
+}
+
+fn text(recording: &Recording, cut: Cut) -> String {
+    let (all, answered) = (recording.log.len(), recording.history.answered_by(cut.at));
+    format!(
+        "after act {} of {all}, {answered} answers, unsynced {:?}",
+        cut.at, cut.loss
+    )
+}
+
+/// Chooses moments: every second one exactly when something has been answered, the others anywhere; in order of time.
+fn cuts(recording: &Recording, count: usize, chance: &mut Random) -> Vec<Cut> {
+    let answers = recording.history.answers();
+    let mut cuts: Vec<Cut> = (0..count)
+        .map(|number| {
+            let anywhere = chance.below(recording.log.len() as u64 + 1) as usize;
+            let answered = chance.one(&answers).copied().unwrap_or(anywhere);
+            let losses = [Loss::Everything, Loss::Blocks, Loss::Sectors, Loss::Nothing];
+            Cut {
+                at: if number % 2 == 0 { answered } else { anywhere },
+                loss: losses[number / 2 % losses.len()],
+                seed: chance.number(),
+            }
+        })
+        .collect();
+    cuts.sort_by_key(|cut| cut.at);
+    cuts
+}
+
+/// Starts a node on what a cut has left and returns everything that is wrong with it.
+async fn check(
+    recording: &Recording,
+    cut: Cut,
+    image: Image,
+    setup: &Setup,
+) -> Outcome<Vec<String>> {
+    let mut disk = Disk::new(image)?;
+    disk.mount()?;
+    let folder = disk.folder().join("look");
+    fs::create_dir(&folder)?;
+    let node = node_on(&disk, setup.clone()).await?;
+    let patient = Patient {
+        node: &node,
+        recording,
+        folder: &folder,
+    };
+    patient.settle().await?;
+    let mut found = patient.found().await?;
+    let mut wrong = finding("events", patient.events(&mut found).await);
+    wrong.extend(recording.history.contradictions(cut.at, &found));
+    wrong.extend(finding("blobs", patient.blobs().await));
+    wrong.extend(finding("snapshots", patient.snapshots().await));
+    wrong.extend(finding("images", patient.unpacked().await));
+    wrong.extend(finding("afterwards", patient.heals_and_goes().await));
+    wrong.extend(finding(
+        "stop",
+        node.stop_clean().await.map(|()| Vec::new()),
+    ));
+    wrong.extend(finding("unmount", disk.unmount().map(|()| Vec::new())));
+    Ok(wrong)
+}

@@ -1,0 +1,299 @@
+//! Looks at a node after a cut: what it lists, whether that is sound, and whether it still works.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::{Value, json};
+
+use super::record::Recording;
+use super::tree::Tree;
+use crate::image::sha256;
+use crate::node::Node;
+use crate::process::until;
+use crate::{Error, Outcome};
+
+/// Until work that a cut interrupted has gone on and ended.
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// A node after a cut, beside the recording that it comes from.
+pub(super) struct Patient<'a> {
+    pub(super) node: &'a Node,
+    pub(super) recording: &'a Recording,
+    /// Where layers are mounted to be looked at.
+    pub(super) folder: &'a Path,
+}
+
+impl Patient<'_> {
+    fn at(&self, resource: &str) -> String {
+        format!("/v1/namespaces/{}{resource}", self.recording.namespace)
+    }
+
+    async fn list(&self, resource: &str) -> Outcome<Vec<Value>> {
+        let (mut items, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = format!("{}?limit=1000&page_token={token}", self.at(resource));
+            let page = self.node.get(&page).await?.ok()?;
+            items.extend(page["items"].as_array().cloned().unwrap_or_default());
+            match page["next_page_token"].as_str() {
+                Some(next) if !next.is_empty() => next.clone_into(&mut token),
+                _ => return Ok(items),
+            }
+        }
+    }
+
+    /// Waits until everything that the cut interrupted has ended. Errors: it does not.
+    pub(super) async fn settle(&self) -> Outcome {
+        until("interrupted work ends", SETTLED, async || {
+            let list = self.node.get("/v1/operations?limit=1000").await.ok()?;
+            let list = list.ok().ok()?;
+            let running = list["items"].as_array()?.iter();
+            let mut running = running.filter(|one| one["state"] == "running");
+            running.next().is_none().then_some(())
+        })
+        .await
+    }
+
+    /// Returns the state of every object that a client of the recording knows.
+    pub(super) async fn found(&self) -> Outcome<BTreeMap<String, String>> {
+        let mut found = BTreeMap::new();
+        for image in self.list("/images").await? {
+            let name = text(&image["name"]);
+            found.insert(format!("image {name}"), text(&image["target"]["digest"]));
+            if let Some(number) = image["labels"]["number"].as_str() {
+                found.insert("label number".into(), number.into());
+            }
+        }
+        for container in self.list("/containers").await? {
+            let id = text(&container["id"]);
+            found.insert(format!("container {id}"), text(&container["image"]));
+        }
+        for lease in self.list("/leases").await? {
+            let id = text(&lease["id"]);
+            if id.starts_with("cut-") {
+                found.insert(format!("lease {id}"), "held".into());
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads all events: adds the marks of clients to what was found, and says where numbers are missing or doubled.
+    pub(super) async fn events(
+        &self,
+        found: &mut BTreeMap<String, String>,
+    ) -> Outcome<Vec<String>> {
+        let (mut wrong, mut last, mut since) = (Vec::new(), 0, 0);
+        loop {
+            let path = format!("/v1/events?since={since}&limit=1000");
+            let page = self.node.get(&path).await?.ok()?;
+            if !page["gap"].is_null() {
+                wrong.push(format!("events: a gap {}", page["gap"]));
+            }
+            for event in page["items"].as_array().into_iter().flatten() {
+                let seq = event["seq"].as_u64().unwrap_or_default();
+                if seq != last + 1 {
+                    wrong.push(format!("events: {seq} comes after {last}"));
+                }
+                last = seq;
+                self.mark(event, found);
+            }
+            if page["next_page_token"].as_str().is_none_or(str::is_empty) {
+                return Ok(wrong);
+            }
+            since = last;
+        }
+    }
+
+    fn mark(&self, event: &Value, found: &mut BTreeMap<String, String>) {
+        if event["topic"] != "/power/mark" {
+            return;
+        }
+        let object = format!("event {}", event["event"]["n"]);
+        let times = match found.get(&object) {
+            None => "once",
+            Some(_) => "more than once",
+        };
+        // The number is fixed only for those who were told it.
+        let place = format!("number of {object}");
+        if self.recording.history.allowed(&place, usize::MAX) != [None] {
+            found.insert(place, event["seq"].to_string());
+        }
+        found.insert(object, times.into());
+    }
+
+    /// Reads every blob that is listed and every blob of a listed image; says which are not what their digest names.
+    pub(super) async fn blobs(&self) -> Outcome<Vec<String>> {
+        let mut digests: BTreeSet<String> = BTreeSet::new();
+        for blob in self.list("/content").await? {
+            digests.insert(text(&blob["digest"]));
+        }
+        for image in self.list("/images").await? {
+            if let Some(sample) = self
+                .recording
+                .catalog
+                .by_digest(&text(&image["target"]["digest"]))
+            {
+                digests.extend(sample.packed.blobs.keys().cloned());
+                digests.insert(sample.packed.root.digest.clone());
+            }
+        }
+        let mut wrong = Vec::new();
+        for digest in digests {
+            let path = self.at(&format!("/content/{digest}"));
+            let answer = self.node.get(&path).await?;
+            let real = sha256(&answer.body);
+            if !answer.status.is_success() {
+                wrong.push(format!("blob {digest}: {}", answer.text()));
+            } else if real != digest {
+                let length = answer.body.len();
+                wrong.push(format!("blob {digest}: {length} bytes are {real}"));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Compares every committed snapshot with what its layers make; says what is different.
+    pub(super) async fn snapshots(&self) -> Outcome<Vec<String>> {
+        let mut wrong = Vec::new();
+        for snapshot in self.list("/snapshots/overlayfs").await? {
+            let key = text(&snapshot["key"]);
+            if snapshot["kind"] != "committed" {
+                continue;
+            }
+            match self.recording.catalog.chains.get(&key) {
+                Some(tree) => wrong.extend(self.compare(&key, tree).await?),
+                None => wrong.push(format!("snapshot {key}: committed, and nobody's")),
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// Says which listed images are not unpacked, although that was answered with their names.
+    pub(super) async fn unpacked(&self) -> Outcome<Vec<String>> {
+        let keys: BTreeSet<String> = self
+            .list("/snapshots/overlayfs")
+            .await?
+            .iter()
+            .map(|snapshot| text(&snapshot["key"]))
+            .collect();
+        let mut wrong = Vec::new();
+        for image in self.list("/images").await? {
+            let digest = text(&image["target"]["digest"]);
+            let sample = self.recording.catalog.by_digest(&digest);
+            let chain = sample
+                .map(|sample| sample.packed.chain_id())
+                .unwrap_or_default();
+            if !keys.contains(&chain) {
+                let name = text(&image["name"]);
+                wrong.push(format!(
+                    "image {name} is listed, its snapshot {chain} is not"
+                ));
+            }
+        }
+        Ok(wrong)
+    }
+
+    async fn compare(&self, key: &str, expected: &Tree) -> Outcome<Vec<String>> {
+        let view = format!("look-{}", &key[key.len().saturating_sub(12)..]);
+        let body = json!({"key": view, "parent": key, "kind": "view"});
+        let all = self.at("/snapshots/overlayfs");
+        let mounts = self.node.post(&all, body).await?.ok()?;
+        let found = self.look(&mounts["mounts"][0]);
+        let path = self.at(&format!("/snapshots/overlayfs/{view}"));
+        self.node.delete(&path).await?.ok()?;
+        let lines = match found {
+            Ok(found) => expected.differences(&found),
+            Err(error) => vec![error.to_string()],
+        };
+        Ok(lines
+            .iter()
+            .map(|line| format!("snapshot {key}: {line}"))
+            .collect())
+    }
+
+    /// Mounts what the snapshot driver describes, and looks at it.
+    fn look(&self, described: &Value) -> Outcome<Tree> {
+        let options: Vec<&str> = described["options"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let (kind, source) = (text(&described["fs_type"]), text(&described["source"]));
+        let (flags, data) = match kind.as_str() {
+            "overlay" => (MsFlags::MS_RDONLY, options.join(",")),
+            _ => (MsFlags::MS_BIND, String::new()),
+        };
+        mount(
+            Some(source.as_str()),
+            self.folder,
+            Some(kind.as_str()),
+            flags,
+            Some(data.as_str()),
+        )
+        .map_err(|error| format!("{described}: {error}"))?;
+        let tree = Tree::of(self.folder);
+        umount2(self.folder, MntFlags::empty())?;
+        tree
+    }
+
+    /// Pulls everything again, whatever is here of it, and looks again; then removes all of it. Says what is wrong.
+    pub(super) async fn heals_and_goes(&self) -> Outcome<Vec<String>> {
+        let recording = self.recording;
+        let mut wrong = Vec::new();
+        for sample in recording.catalog.samples.iter().flatten() {
+            let push = recording
+                .registry
+                .push(&sample.packed, &sample.repository, "1");
+            let body = json!({"ref": push.await?, "plain_http": true});
+            let path = self.at("/images:pull?wait=true");
+            if let Err(error) = self.node.post(&path, body).await?.ok() {
+                wrong.push(format!("pull of {}: {error}", sample.repository));
+            }
+        }
+        wrong.extend(self.snapshots().await?);
+        wrong.extend(self.unpacked().await?);
+        wrong.extend(self.remove_all().await?);
+        Ok(wrong)
+    }
+
+    async fn remove_all(&self) -> Outcome<Vec<String>> {
+        let mut wrong = Vec::new();
+        for (kind, name) in [("containers", "id"), ("images", "name"), ("leases", "id")] {
+            for row in self.list(&format!("/{kind}")).await? {
+                let name = text(&row[name]);
+                let path = self.at(&format!("/{kind}/{name}?force=true"));
+                if let Err(error) = self
+                    .node
+                    .delete(path.trim_end_matches("?force=true"))
+                    .await?
+                    .ok()
+                {
+                    wrong.push(format!("delete of {kind} {name}: {error}"));
+                }
+            }
+        }
+        self.node.collect().await?;
+        for kind in ["content", "ingests", "snapshots/overlayfs", "tasks"] {
+            let left = self.list(&format!("/{kind}")).await?;
+            if !left.is_empty() {
+                wrong.push(format!(
+                    "{kind} left after everything was removed: {}",
+                    Value::from(left)
+                ));
+            }
+        }
+        Ok(wrong)
+    }
+}
+
+/// Returns the text of a JSON string; the empty string for anything else.
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Makes a finding of what could not even be looked at.
+pub(super) fn finding(what: &str, result: Result<Vec<String>, Error>) -> Vec<String> {
+    result.unwrap_or_else(|error| vec![format!("{what}: {error}")])
+}
