@@ -7,12 +7,12 @@
 //! listen = "127.0.0.1:7171"
 //! ```
 //!
-//! What a plugin may be told is what its registration gives defaults for. The supervisor reads the file once; a changed
-//! file counts from the next start of the node.
+//! What a plugin may be told is what its registration gives defaults for. The supervisor reads the file when it starts
+//! and when it is told to reload.
 
 use crate::{lifecycle::Timing, limits, restart::Policy, settings};
 use contracts::plugin::{Limits, PluginSpec};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use toml::de::DeTable;
@@ -39,7 +39,7 @@ pub struct Config {
     plugins: BTreeMap<String, Value>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Restart {
     first_ms: u32,
     longest_seconds: u32,
@@ -49,7 +49,7 @@ struct Restart {
     refused_ms: u32,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Probe {
     every_ms: u32,
     late_ms: u32,
@@ -202,6 +202,23 @@ impl Config {
             kill: Duration::from_secs(self.probe.kill_seconds.into()),
             ..Timing::default()
         }
+    }
+
+    /// What counts for the node as a whole and can change while it runs, by key.
+    pub(crate) fn figures(&self) -> Map<String, Value> {
+        let mut figures = Map::new();
+        figures.insert("manifest".into(), self.manifest.clone().into());
+        let groups = [
+            ("restart", serde_json::to_value(&self.restart)),
+            ("probe", serde_json::to_value(&self.probe)),
+        ];
+        for (group, value) in groups {
+            if let Ok(Value::Object(map)) = value {
+                let named = |(key, value)| (format!("{group}.{key}"), value);
+                figures.extend(map.into_iter().map(named));
+            }
+        }
+        figures
     }
 
     /// What a plugin may use at most.

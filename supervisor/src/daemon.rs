@@ -2,9 +2,15 @@
 //! says is done here. Everything that touches the kernel is reached from this file.
 
 mod answers;
+mod reloading;
+mod retiring;
+mod upgrading;
 
 use answers::Waiter;
 pub(crate) use answers::{Action, Question};
+use reloading::ReloadRun;
+use retiring::Retired;
+use upgrading::UpgradeRun;
 
 use crate::{
     child::{self, News, Running, What},
@@ -15,6 +21,7 @@ use crate::{
     lock::{Lock, LockError},
     options::{Options, Plan, PlanError},
     process,
+    program::Program,
     registry::Registry,
     service::{self, SupervisorService},
     sockets::{SocketError, Sockets},
@@ -24,7 +31,7 @@ use actix::Actor;
 use bus::{Dispatch, PROTOCOL, server};
 use contracts::{
     Fd, PluginId, Timestamp,
-    plugin::{Boot, FromPlugin, PluginBoot, PluginSpec, State, ToPlugin},
+    plugin::{Boot, FromPlugin, PluginBoot, PluginSpec, Reload, State, ToPlugin},
 };
 use std::{
     collections::BTreeMap,
@@ -60,13 +67,16 @@ pub enum DaemonError {
     /// A listening socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The running build cannot be pinned.
+    #[error("own executable: {0}")]
+    Program(io::Error),
     /// Signals cannot be watched.
     #[error("signals: {0}")]
     Signals(io::Error),
 }
 
 /// Runs a node until SIGTERM or SIGINT, then stops everything, callers first, and leaves nothing behind; a second
-/// signal kills. SIGHUP is ignored: the configuration is read once.
+/// signal kills. SIGHUP reads the configuration again; the log says what became of it.
 ///
 /// Must run in an actix system on the main thread. Errors: see [`DaemonError`]; nothing runs then.
 pub async fn run(options: Options) -> Result<(), DaemonError> {
@@ -80,7 +90,10 @@ pub async fn run(options: Options) -> Result<(), DaemonError> {
         tokio::select! {
             Some(news) = inbox.news.recv() => daemon.hear(news),
             Some(question) = inbox.questions.recv() => daemon.answer(question),
-            () = signals.stop() => daemon.feed(Input::Shutdown),
+            told = signals.next() => match told {
+                Told::Stop => daemon.shut_down(),
+                Told::Reload => daemon.reload(&Reload::default(), None),
+            },
             () = sleep_until(due) => daemon.feed(Input::Tick),
         }
     }
@@ -114,8 +127,7 @@ fn raise_open_files() {
 struct Signals {
     term: Signal,
     int: Signal,
-    // Held so that it does not end the node.
-    _hup: Signal,
+    hup: Signal,
 }
 
 impl Signals {
@@ -123,16 +135,27 @@ impl Signals {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
-            _hup: signal(SignalKind::hangup())?,
+            hup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.term.recv() => tracing::info!("SIGTERM: stopping"),
             _ = self.int.recv() => tracing::info!("SIGINT: stopping"),
+            _ = self.hup.recv() => {
+                tracing::info!("SIGHUP: reading the configuration again");
+                return Told::Reload;
+            }
         }
+        Told::Stop
     }
+}
+
+/// What a signal asks for.
+enum Told {
+    Stop,
+    Reload,
 }
 
 struct Inbox {
@@ -140,7 +163,7 @@ struct Inbox {
     questions: mpsc::Receiver<Question>,
 }
 
-/// What a plugin is told when it boots and users see: fixed for the life of the node.
+/// What a plugin is told when it boots and users see.
 struct Hosted {
     spec: PluginSpec,
     root: PathBuf,
@@ -154,13 +177,32 @@ struct Slot {
     running: Option<Running>,
     started_at: Option<Timestamp>,
     holding: Holding,
+    /// The build that it is started from.
+    program: Rc<Program>,
+}
+
+impl Slot {
+    fn new(hosts: Vec<PluginId>, identity: Option<(u32, u32)>, program: Rc<Program>) -> Self {
+        Self {
+            hosts,
+            identity,
+            running: None,
+            started_at: None,
+            holding: Holding::default(),
+            program,
+        }
+    }
 }
 
 struct Daemon {
     options: Options,
     config: crate::config::Config,
+    registry: Registry,
     graph: Graph,
     lifecycle: Lifecycle,
+    /// The build of the supervisor, and the one that new processes are started from.
+    own: Rc<Program>,
+    program: Rc<Program>,
     hosted: BTreeMap<PluginId, Hosted>,
     slots: Vec<Slot>,
     began: Instant,
@@ -170,7 +212,14 @@ struct Daemon {
     service: Rc<dyn Dispatch>,
     busy: Rc<server::Busy>,
     waiters: Vec<Waiter>,
+    ask: mpsc::Sender<Question>,
+    reload: Option<ReloadRun>,
+    upgrade: Option<UpgradeRun>,
+    /// Whether a build is asked what it is.
+    checking: bool,
+    retired: Vec<Retired>,
     is_up: bool,
+    stopping: bool,
     finished: bool,
     cgroups: Cgroups,
     folders: Folders,
@@ -190,10 +239,11 @@ impl Daemon {
         let folders = Folders::open(&config.root, &config.state, base)?;
         let lock = Lock::take(&folders.state)?;
         let sockets = Sockets::open(&folders.state, registry.specs())?;
-        let (slots, hosted) = occupy(&folders, &registry)?;
+        let own = Rc::new(Program::running(&options.exe).map_err(DaemonError::Program)?);
+        let (slots, hosted) = occupy(&folders, &registry, &own)?;
         let (news, heard) = mpsc::unbounded_channel();
         let (ask, questions) = mpsc::channel(QUESTIONS);
-        let actor = SupervisorService::new(ask).start();
+        let actor = SupervisorService::new(ask.clone()).start();
         let lifecycle = Lifecycle::new(
             graph.clone(),
             registry.processes(),
@@ -204,8 +254,11 @@ impl Daemon {
         let daemon = Self {
             options,
             config,
+            registry,
             graph,
             lifecycle,
+            program: own.clone(),
+            own,
             hosted,
             slots,
             began: Instant::now(),
@@ -215,7 +268,13 @@ impl Daemon {
             service: Rc::new(service::routes().to(actor)),
             busy: Rc::default(),
             waiters: Vec::new(),
+            ask,
+            reload: None,
+            upgrade: None,
+            checking: false,
+            retired: Vec::new(),
             is_up: false,
+            stopping: false,
             finished: false,
             cgroups: Cgroups::find(&folders.state),
             folders,
@@ -241,10 +300,61 @@ impl Daemon {
     fn due(&self) -> Option<Instant> {
         let lifecycle = self.lifecycle.next_due().map(|due| self.began + due);
         let waiters = self.waiters.iter().map(|waiter| waiter.until);
-        lifecycle.into_iter().chain(waiters).min()
+        let changes = self.changes_due().map(|due| self.began + due);
+        let retired = self.retired.iter().map(|retired| retired.until);
+        let all = lifecycle.into_iter().chain(changes);
+        all.chain(waiters).chain(retired).min()
     }
 
     fn feed(&mut self, input: Input) {
+        self.take(input);
+        self.turn();
+        self.end_retired();
+        self.answer_settled();
+        self.note_up();
+    }
+
+    /// Lets a reload or an upgrade go on as far as it can.
+    fn turn(&mut self) {
+        while !self.stopping && (self.turn_upgrade() || self.turn_reload()) {}
+    }
+
+    /// When a reload or an upgrade has something to do at the latest; what is past waits for news instead.
+    fn changes_due(&self) -> Option<std::time::Duration> {
+        let reload = self.reload.as_ref().and_then(ReloadRun::due);
+        let upgrade = self.upgrade.as_ref().and_then(UpgradeRun::due);
+        let due = reload.into_iter().chain(upgrade).min();
+        due.filter(|due| *due > self.began.elapsed())
+    }
+
+    /// Errors: `FailedPrecondition` while a reload or an upgrade runs.
+    fn refuse_when_changing(&self) -> contracts::Result<()> {
+        let upgrading = self.upgrade.as_ref().is_some_and(|run| !run.is_over());
+        let what = match (self.reload.is_some(), upgrading || self.checking) {
+            (true, _) => "a reload",
+            (_, true) => "an upgrade",
+            _ => return Ok(()),
+        };
+        Err(contracts::Error::precondition(format!(
+            "{what} is under way; wait until it is over"
+        )))
+    }
+
+    /// Whether a reload or an upgrade is busy with `process`.
+    fn is_changing(&self, process: usize) -> bool {
+        let reload = self.reload.as_ref();
+        let upgrade = self.upgrade.as_ref();
+        reload.is_some_and(|run| run.touches(process))
+            || upgrade.is_some_and(|run| run.present() == Some(process))
+    }
+
+    fn shut_down(&mut self) {
+        self.stopping = true;
+        self.kill_retired();
+        self.feed(Input::Shutdown);
+    }
+
+    fn take(&mut self, input: Input) {
         let mut inputs = vec![input];
         self.lifecycle
             .set_clock(Timestamp::now(), self.began.elapsed());
@@ -253,11 +363,12 @@ impl Daemon {
                 inputs.extend(self.obey(output));
             }
         }
-        self.answer_settled();
-        self.note_up();
     }
 
     fn hear(&mut self, news: News) {
+        if self.hear_retired(&news) {
+            return;
+        }
         let slot = self.slots.get_mut(news.process);
         let current = |slot: &&mut Slot| {
             let running = slot.running.as_ref();
@@ -312,9 +423,9 @@ impl Daemon {
                 caller,
                 peer,
                 standing,
-            } => self.notify(caller, peer, standing),
+            } => self.notify(&caller, &peer, &standing),
             Output::Stop(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
-            Output::Retire(process) => self.with_running(process, |r| r.send(ToPlugin::Stop)),
+            Output::Retire(process) => self.retire(process),
             Output::Ping(process, number) => {
                 self.with_running(process, |r| r.send(ToPlugin::Ping { number }));
             }
@@ -345,11 +456,10 @@ impl Daemon {
         let limits = slot.hosts.iter().map(|p| self.config.limits(p.as_str()));
         let limits: Vec<_> = limits.collect();
         let cage = slot.holding.prepare(&self.cgroups, &slot.hosts, &limits);
-        let spawned =
-            process::spawn(&self.options.exe, &slot.hosts).and_then(|(child, control)| {
-                let news = self.news.clone();
-                child::watch(process, self.incarnations, child, control, cage, news)
-            });
+        let spawned = process::spawn(&slot.program, &slot.hosts).and_then(|(child, control)| {
+            let news = self.news.clone();
+            child::watch(process, self.incarnations, child, control, cage, news)
+        });
         match spawned {
             Ok(running) => {
                 running.send(ToPlugin::Boot(Box::new(boot)));
@@ -358,7 +468,7 @@ impl Daemon {
                 None
             }
             Err(e) => {
-                let exe = self.options.exe.display();
+                let exe = slot.program.path().display();
                 Some(Input::NotSpawned(
                     process,
                     format!("no process: {exe}: {e}"),
@@ -404,13 +514,13 @@ impl Daemon {
             Ok(pair) => pair,
             Err(e) => return tracing::error!(%caller, %peer, error = %e, "no socket pair"),
         };
-        let wire = |plugin: &PluginId, peer: &PluginId, client, socket| ToPlugin::Wire {
-            plugin: plugin.clone(),
-            peer: peer.clone(),
-            client,
-            socket: Fd::from(OwnedFd::from(socket)),
-        };
         self.send(caller, wire(caller, peer, true, ours));
+        self.serve_end(caller, peer, theirs);
+        self.wire_retired(caller, peer);
+    }
+
+    /// Hands the end of a callee over.
+    fn serve_end(&self, caller: &PluginId, peer: &PluginId, theirs: UnixStream) {
         match peer.as_str() == SUPERVISOR {
             true => self.serve(theirs),
             false => self.send(peer, wire(peer, caller, false, theirs)),
@@ -431,15 +541,9 @@ impl Daemon {
         }
     }
 
-    fn notify(&self, caller: PluginId, peer: PluginId, standing: Standing) {
-        let message = ToPlugin::Peer {
-            plugin: caller.clone(),
-            peer,
-            state: standing.state,
-            cause: standing.cause,
-            chain: standing.chain,
-        };
-        self.send(&caller, message);
+    fn notify(&self, caller: &PluginId, peer: &PluginId, standing: &Standing) {
+        self.send(caller, news(caller, peer, standing));
+        self.notify_retired(caller, peer, standing);
     }
 
     fn log(&self, plugin: &PluginId, standing: &Standing) {
@@ -478,10 +582,31 @@ impl Daemon {
     }
 }
 
+fn news(caller: &PluginId, peer: &PluginId, standing: &Standing) -> ToPlugin {
+    let standing = standing.clone();
+    ToPlugin::Peer {
+        plugin: caller.clone(),
+        peer: peer.clone(),
+        state: standing.state,
+        cause: standing.cause,
+        chain: standing.chain,
+    }
+}
+
+fn wire(plugin: &PluginId, peer: &PluginId, client: bool, socket: UnixStream) -> ToPlugin {
+    ToPlugin::Wire {
+        plugin: plugin.clone(),
+        peer: peer.clone(),
+        client,
+        socket: Fd::from(OwnedFd::from(socket)),
+    }
+}
+
 /// Gives every process its uid and every plugin its folders.
 fn occupy(
     folders: &Folders,
     registry: &Registry,
+    program: &Rc<Program>,
 ) -> Result<(Vec<Slot>, BTreeMap<PluginId, Hosted>), FolderError> {
     let is_root = |plugin: &PluginId| registry.get(plugin).is_some_and(|s| s.privileges.root);
     let processes = registry.processes().iter();
@@ -496,13 +621,7 @@ fn occupy(
                 hosted.insert(plugin.clone(), Hosted { spec, root, state });
             }
         }
-        slots.push(Slot {
-            hosts: hosts.to_vec(),
-            identity,
-            running: None,
-            started_at: None,
-            holding: Holding::default(),
-        });
+        slots.push(Slot::new(hosts.to_vec(), identity, program.clone()));
     }
     Ok((slots, hosted))
 }

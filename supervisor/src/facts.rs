@@ -24,6 +24,18 @@ pub(crate) fn of(pid: u32) -> Option<Facts> {
     })
 }
 
+/// Proportional set size of all that `pid` has started, and of what that has started, bytes.
+pub(crate) fn below(pid: u32) -> u64 {
+    // Source: proc_tid_children(5).
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let pids = children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok());
+    pids.map(|pid| of(pid).map_or(0, |facts| facts.memory) + below(pid))
+        .sum()
+}
+
 /// Source: proc_pid_status(5): `Uid` lists real, effective, saved and file-system uid.
 fn from_status(status: &str) -> Facts {
     let field = |name: &str| {

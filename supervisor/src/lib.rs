@@ -21,6 +21,7 @@
 //! All down to `lifecycle.rs` is pure but for reading two files; a simulated world in its tests goes through crashes,
 //! refusals and stops in any order.
 
+mod builds;
 mod child;
 pub mod config;
 mod daemon;
@@ -34,7 +35,9 @@ pub mod manifest;
 mod options;
 mod printed;
 mod process;
+mod program;
 pub mod registry;
+mod reload;
 pub mod restart;
 #[cfg(test)]
 mod samples;
@@ -43,7 +46,9 @@ mod settings;
 mod sockets;
 pub mod standing;
 mod suggest;
+mod upgrade;
 
+pub use builds::BuildFacts;
 pub use daemon::{DaemonError, run};
 pub use folders::FolderError;
 pub use lock::LockError;

@@ -1,5 +1,6 @@
 //! Making a process: the same program again, with the control link as its stdin and nearly nothing in its environment.
 
+use crate::program::Program;
 use contracts::PluginId;
 use std::{
     ffi::OsString,
@@ -8,7 +9,6 @@ use std::{
         fd::OwnedFd,
         unix::{net::UnixStream, process::ExitStatusExt},
     },
-    path::Path,
     process::{ExitStatus, Stdio},
 };
 use tokio::process::{Child, Command};
@@ -45,13 +45,15 @@ const SET: [(&str, &str); 3] = [
     ("MALLOC_TRIM_THRESHOLD_", "131072"),
 ];
 
-/// Starts `exe plugin IDS…` in a process group of its own. Returns it with our end of its control link, non-blocking.
+/// Starts `gantry plugin IDS…` in a process group of its own. Returns it with our end of its control link, non-blocking.
 ///
 /// Must be called in the main thread: the child is to die with the thread that made it.
-pub(crate) fn spawn(exe: &Path, plugins: &[PluginId]) -> io::Result<(Child, UnixStream)> {
+pub(crate) fn spawn(program: &Program, plugins: &[PluginId]) -> io::Result<(Child, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
-    let child = Command::new(exe)
+    let child = Command::new(program.exec())
+        // For people who look at processes.
+        .arg0(program.path())
         .arg("plugin")
         .args(plugins.iter().map(PluginId::as_str))
         .stdin(Stdio::from(OwnedFd::from(theirs)))

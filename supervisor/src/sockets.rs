@@ -40,12 +40,37 @@ impl Sockets {
             state: state.into(),
             open: BTreeMap::new(),
         };
-        for socket in specs.flat_map(|spec| &spec.sockets) {
-            let path = state.join(&socket.name);
-            let fd = listen(&path, socket).map_err(|source| SocketError { path, source })?;
-            sockets.open.insert(socket.name.clone(), fd);
-        }
+        sockets.add(specs)?;
         Ok(sockets)
+    }
+
+    /// Opens what `specs` have and is not open yet.
+    pub(crate) fn add<'a>(
+        &mut self,
+        specs: impl Iterator<Item = &'a PluginSpec>,
+    ) -> Result<(), SocketError> {
+        for socket in specs.flat_map(|spec| &spec.sockets) {
+            if self.open.contains_key(&socket.name) {
+                continue;
+            }
+            let path = self.state.join(&socket.name);
+            let fd = listen(&path, socket).map_err(|source| SocketError { path, source })?;
+            self.open.insert(socket.name.clone(), fd);
+        }
+        Ok(())
+    }
+
+    /// Closes what no spec has any more.
+    pub(crate) fn retain<'a>(&mut self, specs: impl Iterator<Item = &'a PluginSpec>) {
+        let sockets = specs.flat_map(|spec| &spec.sockets);
+        let wanted: Vec<&str> = sockets.map(|socket| socket.name.as_str()).collect();
+        self.open.retain(|name, _| {
+            let stays = wanted.contains(&name.as_str());
+            if !stays {
+                let _ = fs::remove_file(self.state.join(name));
+            }
+            stays
+        });
     }
 
     /// The sockets of one plugin, in the order of its registration.

@@ -1,6 +1,6 @@
 //! Answers to what plugins ask: how everybody stands, and what users want done.
 
-use super::Daemon;
+use super::{Daemon, Hosted, Slot, upgrading::Checked};
 use crate::{facts, graph::SUPERVISOR, lifecycle::Input};
 use contracts::{
     Error, PluginId, Result,
@@ -29,6 +29,8 @@ pub(crate) enum Question {
     Reload(Reload, oneshot::Sender<Result<Reloaded>>),
     Upgrade(Upgrade, oneshot::Sender<Result<UpgradeInfo>>),
     Upgrading(oneshot::Sender<Result<UpgradeInfo>>),
+    /// A build has said what it is.
+    Checked(Box<Checked>),
 }
 
 /// What a user wants done with a plugin.
@@ -59,10 +61,10 @@ impl Daemon {
                 plugin,
                 reply,
             } => self.act(action, plugin, reply),
-            Question::Reload(_, reply) => drop(reply.send(Err(Error::unimplemented("reload")))),
-            Question::Upgrade(_, reply) | Question::Upgrading(reply) => {
-                drop(reply.send(Err(Error::unimplemented("upgrade"))));
-            }
+            Question::Reload(asked, reply) => self.reload(&asked, Some(reply)),
+            Question::Upgrade(asked, reply) => self.upgrade(asked, reply),
+            Question::Upgrading(reply) => drop(reply.send(self.upgrading())),
+            Question::Checked(checked) => self.begin_upgrade(*checked),
         }
     }
 
@@ -72,7 +74,7 @@ impl Daemon {
         plugin: PluginId,
         reply: oneshot::Sender<Result<PluginInfo>>,
     ) {
-        if let Err(error) = self.check(&plugin) {
+        if let Err(error) = self.check(&plugin).and_then(|()| self.at_rest(&plugin)) {
             return drop(reply.send(Err(error)));
         }
         tracing::info!(%plugin, ?action, "asked by a user");
@@ -89,7 +91,18 @@ impl Daemon {
         });
     }
 
-    fn check(&self, plugin: &PluginId) -> Result<()> {
+    /// Refuses what would cross a reload or an upgrade.
+    fn at_rest(&self, plugin: &PluginId) -> Result<()> {
+        let process = self.lifecycle.process_of(plugin);
+        match process.is_some_and(|process| self.is_changing(process)) {
+            true => Err(Error::precondition(format!(
+                "plugin {plugin}: is being replaced by a reload or an upgrade; try again when that is over"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn check(&self, plugin: &PluginId) -> Result<()> {
         if plugin.as_str() == SUPERVISOR {
             return Err(Error::precondition(format!(
                 "plugin {plugin}: is the node itself; send SIGTERM to pid {} to stop it",
@@ -174,22 +187,20 @@ impl Daemon {
             restarts: self.lifecycle.restarts(plugin),
             requires: self.graph.requires(plugin).cloned().collect(),
             required_by: self.graph.required_by(plugin).cloned().collect(),
-            memory: facts.memory,
+            memory: facts.memory + self.below(hosted, pid),
             last_exit: self.lifecycle.last_exit(plugin).to_owned(),
             started_at: slot.running.as_ref().and(slot.started_at),
             root: hosted.root.to_string_lossy().into_owned(),
-            program: self.program(&hosted.spec),
+            program: program(slot, &hosted.spec),
             limits: slot.holding.limits(),
             unlimited: slot.holding.unlimited(),
             exits: self.lifecycle.exits(plugin),
         })
     }
 
-    /// What answers for a plugin.
-    fn program(&self, spec: &PluginSpec) -> String {
-        let foreign = spec.exec.as_ref().and_then(|command| command.first());
-        let own = || self.options.exe.to_string_lossy().into_owned();
-        foreign.cloned().unwrap_or_else(own)
+    /// A foreign program counts with its host; what others start, as tasks does with shims, has a life of its own.
+    fn below(&self, hosted: &Hosted, pid: u32) -> u64 {
+        hosted.spec.exec.as_ref().map_or(0, |_| facts::below(pid))
     }
 
     fn myself(&self) -> Option<PluginInfo> {
@@ -210,11 +221,18 @@ impl Daemon {
             last_exit: String::new(),
             started_at: Some(self.began_at),
             root: self.folders.root.to_string_lossy().into_owned(),
-            program: self.options.exe.to_string_lossy().into_owned(),
+            program: self.own.path().to_string_lossy().into_owned(),
             limits: Limits::default(),
             unlimited: String::new(),
             exits: Vec::new(),
             id,
         })
     }
+}
+
+/// What answers for a plugin.
+fn program(slot: &Slot, spec: &PluginSpec) -> String {
+    let foreign = spec.exec.as_ref().and_then(|command| command.first());
+    let own = || slot.program.path().to_string_lossy().into_owned();
+    foreign.cloned().unwrap_or_else(own)
 }

@@ -3,7 +3,7 @@
 //! While a process is held or on trial its plugins count as starting, whatever happens: their callers wait, and are
 //! answered by whoever passes. A trial that fails does not begin again by itself; it ends in being held again.
 
-use super::{Lifecycle, Output, Phase, Plugin, Process, Progress, Then};
+use super::{Lifecycle, Output, Phase, Plugin, Process, Progress, Then, Timing};
 use crate::{graph::Graph, restart::Policy};
 use contracts::PluginId;
 use std::time::Duration;
@@ -22,8 +22,10 @@ pub enum Halt {
 /// How a process stands in a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// There is no process, and none will come by itself.
+    /// There is no process until it is released.
     Held,
+    /// There is no process, because a user stopped it.
+    Down,
     /// All its plugins answer.
     Up,
     /// Anything else.
@@ -36,6 +38,7 @@ impl Lifecycle {
         let up = |p: &Plugin| matches!(p.progress, Progress::Answering(_));
         match self.processes.get(process).map(|p| &p.phase) {
             Some(Phase::Held) => Condition::Held,
+            Some(Phase::Down) => Condition::Down,
             Some(Phase::Live { .. }) => {
                 let mut hosted = self.plugins.values().filter(|p| p.process == process);
                 match hosted.all(up) {
@@ -47,20 +50,24 @@ impl Lifecycle {
         }
     }
 
+    /// Whether `process` has answered a question since then; yes when nobody is ever asked.
+    pub fn has_answered(&self, process: usize, since: Duration) -> bool {
+        let pulse = self.processes.get(process).and_then(|p| p.pulse);
+        self.timing.probe.is_zero() || pulse.is_some_and(|pulse| pulse.heard > since)
+    }
+
     /// Why `process` is not up: what its callers are told.
     pub fn cause(&self, process: usize) -> &str {
         self.processes.get(process).map_or("", |p| &p.cause)
-    }
-
-    /// Whether a user has stopped `process`, or nothing is hosted in it.
-    pub fn is_down(&self, process: usize) -> bool {
-        self.has_phase(process, |phase| *phase == Phase::Down)
     }
 
     pub(super) fn hold(&mut self, index: usize, now: Duration, why: String, halt: Halt) {
         let Some(process) = self.processes.get_mut(index).filter(|_| !self.shutdown) else {
             return;
         };
+        if process.phase == Phase::Down {
+            return;
+        }
         process.trial = false;
         process.cause = why;
         process.culprit = None;
@@ -102,9 +109,16 @@ impl Lifecycle {
     /// Takes another plan: `processes` by number, those that are gone without plugins.
     ///
     /// What hosts the same as before goes on untouched. What hosts something else must be held, and stays so.
-    pub fn replan(&mut self, graph: Graph, processes: &[Vec<PluginId>], policy: Policy) {
+    pub fn replan(
+        &mut self,
+        graph: Graph,
+        processes: &[Vec<PluginId>],
+        policy: Policy,
+        timing: Timing,
+    ) {
         self.graph = graph;
         self.policy = policy;
+        self.timing = timing;
         for (index, hosts) in processes.iter().enumerate() {
             match self.processes.get_mut(index) {
                 Some(same) if same.hosts == *hosts => {}

@@ -1,4 +1,4 @@
-use super::super::{Input, Timing};
+use super::super::Input;
 use super::*;
 use crate::samples::{graph, id, spec};
 use contracts::{
@@ -122,7 +122,12 @@ fn another_plan_leaves_alone_what_is_hosted_as_before() {
     machine.handle(hold(0, Halt::Drain), NOW);
     machine.handle(Input::Exited(0, "exit code 0".into()), NOW);
     let processes = [vec![id("c/x")], vec![id("b/x")]];
-    machine.replan(graph(&specs), &processes, Policy::default());
+    machine.replan(
+        graph(&specs),
+        &processes,
+        Policy::default(),
+        Timing::default(),
+    );
     assert_eq!(machine.condition(0), Condition::Held);
     assert_eq!(machine.condition(1), Condition::Up);
     assert_eq!(machine.process_of(&id("a/x")), None);
