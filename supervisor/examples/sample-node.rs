@@ -1,8 +1,11 @@
-//! A node of four small plugins, for the supervisor's own tests: `sample-node daemon ROOT STATE [MANIFEST]`.
+//! A node of four small plugins, for the supervisor's own tests: `sample-node daemon ROOT STATE [MANIFEST [CONFIG]]`.
 //!
 //! `front/local` listens on `front.sock` and does what a line says: `store` and `broken` call those plugins, `list`,
 //! `graph`, `node`, `get ID`, `restart ID`, `stop ID` and `start ID` ask the supervisor. Each answer is a line of JSON.
 //! `broken/local` refuses to start; `upset/local` requires it; `store/local` answers with its pid.
+//!
+//! And it misbehaves: `panic`, `hang` and `eat MIB` make the store panic, answer nothing any more, take memory; `spoil`
+//! writes bytes that are no frames to every link of `front/local`.
 
 use actix::{Actor, Context, Handler};
 use bus::{Boot, Bus, Call, Ctx, Registration, Reply, Routes};
@@ -17,7 +20,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 service! {
     /// Answers with its pid.
-    Store = "store" { read pid(Pid) -> u32; }
+    Store = "store" { read pid(Pid) -> u32; read suffer(Suffer) -> u64; }
 }
 service! {
     /// Never starts.
@@ -35,6 +38,16 @@ service! {
 /// Asks for the pid.
 #[derive(Serialize, Deserialize)]
 struct Pid {}
+/// Makes the store misbehave.
+#[derive(Serialize, Deserialize)]
+enum Suffer {
+    /// By a panic.
+    Panic,
+    /// By blocking the thread that answers.
+    Hang,
+    /// By taking so many MiB.
+    Eat(u64),
+}
 /// Is never answered.
 #[derive(Serialize, Deserialize)]
 struct Touch {}
@@ -61,6 +74,23 @@ impl Handler<Call<Pid>> for Sample {
     }
 }
 
+impl Handler<Call<Suffer>> for Sample {
+    type Result = Reply<Suffer>;
+    fn handle(&mut self, call: Call<Suffer>, _: &mut Context<Self>) -> Reply<Suffer> {
+        match call.body {
+            Suffer::Panic => panic!("it was told to"),
+            Suffer::Hang => loop {
+                std::thread::park();
+            },
+            Suffer::Eat(mib) => {
+                let eaten: Vec<u8> = (0..mib << 20).map(|byte| byte as u8).collect();
+                let sum = eaten.iter().map(|&byte| u64::from(byte)).sum();
+                Box::pin(async move { Ok(sum) })
+            }
+        }
+    }
+}
+
 impl Handler<Call<TryIt>> for Sample {
     type Result = Reply<TryIt>;
     fn handle(&mut self, call: Call<TryIt>, _: &mut Context<Self>) -> Reply<TryIt> {
@@ -72,7 +102,7 @@ impl Handler<Call<TryIt>> for Sample {
 fn registrations() -> Vec<Registration> {
     vec![
         Registration::new::<Store>("local").start(
-            || Routes::default().on::<Pid>(),
+            || Routes::default().on::<Pid>().on::<Suffer>(),
             |boot: Boot<NoConfig>| {
                 std::fs::write(boot.root().join("mine"), "x")
                     .map_err(|e| Error::internal(format!("own folder: {e}")))?;
@@ -132,6 +162,13 @@ async fn obey(bus: &Bus, line: &str) -> Result<serde_json::Value> {
     let id = || PluginId::new(rest);
     match word {
         "store" => json(bus.call(&ctx, Pid {}).await?),
+        "panic" => json(bus.call(&ctx, Suffer::Panic).await?),
+        "hang" => json(bus.call(&ctx, Suffer::Hang).await?),
+        "eat" => {
+            let mib = rest.parse().map_err(|_| Error::invalid("how much"))?;
+            json(bus.call(&ctx, Suffer::Eat(mib)).await?)
+        }
+        "spoil" => json(spoil().map_err(|e| Error::internal(e.to_string()))?),
         "broken" => json(bus.call(&ctx, TryIt {}).await?),
         "list" => json(bus.call(&ctx, List {}).await?),
         "graph" => json(bus.call(&ctx, Graph {}).await?),
@@ -142,6 +179,39 @@ async fn obey(bus: &Bus, line: &str) -> Result<serde_json::Value> {
         "start" => json(bus.call(&ctx, Start { id: id()? }).await?),
         _ => Err(Error::invalid(format!("{line:?}: no such word"))),
     }
+}
+
+/// Writes bytes that are no frames to every link, found as unnamed sockets that are not the control link.
+fn spoil() -> std::io::Result<usize> {
+    use rustix::net::{SendFlags, getsockname, send};
+    let control = std::fs::read_link("/proc/self/fd/0")?;
+    let mut spoiled = 0;
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let path = entry.path();
+        let target = std::fs::read_link(&path).unwrap_or_default();
+        let number = entry.file_name().to_string_lossy().parse::<i32>();
+        let is_socket = target.to_string_lossy().starts_with("socket:") && target != control;
+        let (Ok(number), true) = (number, is_socket) else {
+            continue;
+        };
+        // A copy of the descriptor, so that nothing of the runtime's is closed.
+        let pid = rustix::process::pidfd_open(
+            rustix::process::getpid(),
+            rustix::process::PidfdFlags::empty(),
+        )?;
+        let socket =
+            rustix::process::pidfd_getfd(&pid, number, rustix::process::PidfdGetfdFlags::empty())?;
+        let name: rustix::net::SocketAddrUnix = match getsockname(&socket).map(TryInto::try_into) {
+            Ok(Ok(name)) => name,
+            _ => continue,
+        };
+        if name.path_bytes().is_none_or(<[u8]>::is_empty)
+            && send(&socket, &[0xff; 32], SendFlags::NOSIGNAL).is_ok()
+        {
+            spoiled += 1;
+        }
+    }
+    Ok(spoiled)
 }
 
 fn json(value: impl Serialize) -> Result<serde_json::Value> {
@@ -169,7 +239,7 @@ fn daemon(arguments: &[String]) -> Result<(), String> {
             .into_iter()
             .map(|(name, text)| (name.to_owned(), text.to_owned()))
             .collect(),
-        config: None,
+        config: argument(5).map(Into::into),
         overrides: supervisor::Overrides {
             root: argument(2).map(Into::into),
             state: argument(3).map(Into::into),

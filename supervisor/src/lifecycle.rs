@@ -420,6 +420,7 @@ impl Lifecycle {
         let Some(index) = self.process_of(&id).filter(|_| self.is_live(&id)) else {
             return;
         };
+        self.last_words(index, error.to_string());
         let answering = self.plugins.get(&id).map(|p| p.progress);
         let refused = !matches!(answering, Some(Progress::Answering(_)));
         let cause = match refused {

@@ -52,6 +52,16 @@ fn command(folder: &Path, manifest: &str) -> Command {
 }
 
 impl Node {
+    /// A node with a configuration file that says this and its version.
+    fn configured(toml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let file = folder.path().join("config.toml");
+        fs::write(&file, format!("version = 1\n{toml}")).unwrap();
+        let mut command = command(folder.path(), "default");
+        Self::spawn(folder, command.arg(file))
+    }
+
     fn start(manifest: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -59,7 +69,12 @@ impl Node {
     }
 
     fn start_in(folder: tempfile::TempDir, manifest: &str) -> Self {
-        let daemon = command(folder.path(), manifest).spawn().unwrap();
+        let mut command = command(folder.path(), manifest);
+        Self::spawn(folder, &mut command)
+    }
+
+    fn spawn(folder: tempfile::TempDir, command: &mut Command) -> Self {
+        let daemon = command.spawn().unwrap();
         let node = Self { daemon, folder };
         until("the node is up", || {
             let stands =
@@ -77,6 +92,14 @@ impl Node {
         let mut answer = String::new();
         BufReader::new(stream).read_line(&mut answer).ok()?;
         serde_json::from_str(&answer).ok()
+    }
+
+    /// Says a line whose answer may never come.
+    fn say(&self, line: &str) -> UnixStream {
+        let path = self.folder.path().join("state/front.sock");
+        let mut stream = UnixStream::connect(path).unwrap();
+        writeln!(stream, "{line}").unwrap();
+        stream
     }
 
     fn ask(&self, line: &str) -> Value {
@@ -127,6 +150,8 @@ fn kill(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
+const STOP: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGSTOP;
+const CONT: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGCONT;
 const KILL: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGKILL;
 const TERM: nix::sys::signal::Signal = nix::sys::signal::Signal::SIGTERM;
 
@@ -332,4 +357,168 @@ fn a_sighup_changes_nothing() {
     node.signal(nix::sys::signal::Signal::SIGHUP);
     assert!(node.ask("store").as_i64().is_some());
     assert_eq!(node.pids(), pids);
+}
+
+/// Waits until a plugin stands so, and returns it.
+fn stands(node: &Node, plugin: &str, state: &str) -> Value {
+    until(&format!("{plugin} is {state}"), || {
+        let info = node.ask(&format!("get {plugin}"));
+        (info["state"] == state).then_some(info)
+    })
+}
+
+#[test]
+fn a_stopped_plugin_is_degraded_with_its_cause_and_ready_again_when_it_goes_on() {
+    let node = Node::configured("");
+    let (store, upset) = (node.pid("store/local"), node.pid("upset/local"));
+    kill(store, STOP);
+    let info = stands(&node, "store/local", "degraded");
+    let cause = info["cause"].as_str().unwrap();
+    assert!(cause.starts_with("it does not answer since 20"), "{cause}");
+    assert_eq!(info["chain"], serde_json::json!(["store/local"]));
+    let front = node.ask("get front/local");
+    assert_eq!(front["state"], "degraded");
+    // A call that waits is answered when it goes on.
+    let waiting = node.say("store");
+    kill(store, CONT);
+    let info = stands(&node, "store/local", "ready");
+    assert_eq!(
+        (&info["restarts"], &info["pid"]),
+        (&0.into(), &store.into())
+    );
+    let mut answer = String::new();
+    BufReader::new(waiting).read_line(&mut answer).unwrap();
+    assert!(answer.contains(&store.to_string()), "{answer}");
+    assert_eq!(node.pid("upset/local"), upset);
+}
+
+#[test]
+fn a_plugin_that_hangs_is_killed_and_its_successor_answers_what_waited() {
+    let node = Node::configured("[probe]\nevery_ms = 100\nlate_ms = 300\nkill_seconds = 1");
+    let (store, front) = (node.pid("store/local"), node.pid("front/local"));
+    let _hanging = node.say("hang");
+    stands(&node, "store/local", "degraded");
+    // What hung the first hangs its successor too, for it was not answered either: until its caller gives up.
+    let after = until("another store", || {
+        let info = node.ask("get store/local");
+        (info["restarts"].as_u64() > Some(0)).then_some(info)
+    });
+    assert_eq!(
+        after["last_exit"],
+        "it did not answer for 1 s and was killed"
+    );
+    assert_ne!(after["pid"], store);
+    assert_eq!(node.pid("front/local"), front);
+    let exits = after["exits"].as_array().unwrap();
+    assert!(
+        exits
+            .iter()
+            .all(|exit| exit["at"].as_str().is_some_and(|at| at.starts_with("20"))),
+        "{after}"
+    );
+}
+
+#[test]
+fn a_panic_is_the_cause_that_users_see() {
+    let node = Node::start("default");
+    let _answered = node.say("panic");
+    let info = until("it has panicked", || {
+        let info = node.ask("get store/local");
+        (info["last_exit"] != "").then_some(info)
+    });
+    let last = info["last_exit"].as_str().unwrap();
+    assert!(
+        last.starts_with("panicked at supervisor/examples/sample-node.rs:"),
+        "{last}"
+    );
+    assert!(last.ends_with(": it was told to"), "{last}");
+}
+
+#[test]
+fn bytes_that_are_no_frames_cost_a_link_and_nothing_else() {
+    let node = Node::start("default");
+    let pids = node.pids();
+    for _ in 0..3 {
+        let spoiled = node.ask("spoil").as_u64().unwrap();
+        assert!(spoiled >= 2, "{spoiled} links");
+        // Over a link that is made anew, as is the one to the supervisor.
+        assert!(node.ask("store").as_i64().is_some());
+        assert_eq!(node.ask("get front/local")["restarts"], 0);
+    }
+    assert_eq!(node.pids(), pids);
+}
+
+#[test]
+fn a_plugin_beyond_its_memory_is_killed_comes_back_and_says_so() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut node = Node::configured("[limits.'store/local']\nmemory = '64MiB'\ncpu = 800");
+    let info = node.ask("get store/local");
+    assert_eq!(info["unlimited"], "", "{info}");
+    let limits = serde_json::json!({"memory": 64 << 20, "cpu": 800});
+    assert_eq!(info["limits"], limits);
+    assert!(node.ask("eat 20").as_u64().is_some());
+    let front = node.pid("front/local");
+    let _eating = node.say("eat 200");
+    let info = until("it is killed", || {
+        let info = node.ask("get store/local");
+        (info["last_exit"] != "").then_some(info)
+    });
+    assert_eq!(info["last_exit"], "out of memory: limit 64.0 MiB");
+    assert_eq!(node.pid("front/local"), front);
+    let cgroups = cgroups(&node);
+    assert!(!cgroups.is_empty());
+    node.signal(TERM);
+    assert!(node.stopped().success());
+    assert!(cgroups.iter().all(|path| !path.exists()), "{cgroups:?}");
+}
+
+/// The cgroup folders of a node.
+fn cgroups(node: &Node) -> Vec<PathBuf> {
+    let name = node.folder.path().file_name().unwrap().to_str().unwrap();
+    let name = name.trim_start_matches('.').to_owned();
+    let mut open = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut found = Vec::new();
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !path.is_dir() || path.is_symlink() {
+                continue;
+            }
+            let is_ours = entry.file_name().to_string_lossy().contains(&name);
+            match is_ours {
+                true => found.push(path),
+                false => open.push(path),
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn what_dies_as_soon_as_it_is_ready_fails_alone_and_a_user_can_start_it() {
+    let node = Node::configured("[restart]\nfailures = 3\nfirst_ms = 10");
+    let (front, upset) = (node.pid("front/local"), node.pid("upset/local"));
+    let mut last = 0;
+    until("it has failed", || {
+        let info = node.ask("get store/local");
+        let pid = info["pid"].as_i64().unwrap() as i32;
+        if info["state"] == "ready" && pid != last {
+            last = pid;
+            kill(pid, KILL);
+        }
+        (info["state"] == "failed").then_some(())
+    });
+    let error = node.try_ask("store").unwrap()["error"].clone();
+    assert_eq!(
+        (&error["code"], &error["plugin"]),
+        (&"UNAVAILABLE".into(), &"store/local".into())
+    );
+    assert_eq!(
+        (node.pid("front/local"), node.pid("upset/local")),
+        (front, upset)
+    );
+    assert_eq!(node.ask("start store/local")["state"], "ready");
+    assert!(node.ask("store").as_i64().is_some());
 }

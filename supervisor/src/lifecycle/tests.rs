@@ -115,7 +115,7 @@ fn a_refusal_leaves_dependants_degraded_with_cause_and_chain_and_others_untouche
     assert_eq!(standing.chain, [id("a/x"), id("b/x")]);
     assert_eq!(state(&machine, "b/x"), State::Failed);
     assert_eq!(state(&machine, "z/x"), State::Ready);
-    assert_eq!(machine.last_exit(&id("b/x")), "exit code 1");
+    assert_eq!(machine.last_exit(&id("b/x")), "store is damaged");
 }
 
 #[test]

@@ -38,7 +38,13 @@ impl Lifecycle {
         match (&mut process.phase, then) {
             (Phase::Ending { then: planned, .. }, _) => *planned = then,
             (Phase::Live { .. }, _) => {
-                let deadline = now + self.timing.stop;
+                // Who does not answer will hardly hear this either.
+                let stuck = process.pulse.is_some_and(|pulse| pulse.silent);
+                let patience = match stuck {
+                    true => self.timing.farewell,
+                    false => self.timing.stop,
+                };
+                let deadline = now + patience;
                 process.phase = Phase::Ending { deadline, then };
                 self.out.push(Output::Stop(index));
             }
