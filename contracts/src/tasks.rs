@@ -25,6 +25,7 @@ service! {
         read metrics(Metrics) -> Measured;
         stream logs(Logs) -> LogBatch;
         write checkpoint(Checkpoint) -> ();
+        read audit(Audit) -> Audited;
     } emits {
         "/tasks/create" => Created;
         "/tasks/start" => Started;
@@ -35,6 +36,7 @@ service! {
         "/tasks/paused" => Paused;
         "/tasks/resumed" => Resumed;
         "/tasks/oom" => Oom;
+        "/tasks/leak" => Leaked;
     }
 }
 
@@ -399,6 +401,69 @@ pub struct Checkpoint {
     pub exit: bool,
 }
 
+/// Compares what is on the host with the records. What is ours and belongs to no task in two looks in a row is cleaned.
+///
+/// It is done without being asked, too, when tasks starts and then again and again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audit {
+    /// Answer the last look instead of taking one.
+    pub last: bool,
+}
+
+/// What one look saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Audited {
+    /// When; 0 before the first look.
+    pub time: Timestamp,
+    /// Microseconds it took.
+    pub micros: u64,
+    /// Looks since tasks was started.
+    pub looks: u64,
+    /// Tasks on record, in all namespaces.
+    pub tasks: u64,
+    /// Tasks whose shim does not answer.
+    pub unknown: u64,
+    /// Processes of our shims.
+    pub shims: u64,
+    /// Bundles.
+    pub bundles: u64,
+    /// Sockets of our shims.
+    pub sockets: u64,
+    /// What belongs to no task, at most 200.
+    pub leaks: Vec<Leak>,
+    /// How many of each kind were cleaned since tasks was started.
+    pub cleaned: Vec<(LeakKind, u64)>,
+}
+
+/// Something of ours on the host that belongs to no task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leak {
+    /// What it is.
+    pub kind: LeakKind,
+    /// Its path, or `process <number> of <namespace>/<task>`.
+    pub what: String,
+    /// Whether it is gone now; otherwise the next look cleans it, or tries again.
+    pub cleaned: bool,
+}
+
+/// Kinds of leaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeakKind {
+    /// A process of a shim.
+    Shim,
+    /// A bundle folder.
+    Bundle,
+    /// A shim's socket.
+    Socket,
+    /// A mount in a bundle.
+    Mount,
+    /// A container's cgroup with what runs in it.
+    Cgroup,
+}
+
 /// A task was set up.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Created {
@@ -488,4 +553,13 @@ pub struct Resumed {
 pub struct Oom {
     /// The container.
     pub container_id: String,
+}
+
+/// Something of ours that belonged to no task was cleaned from the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leaked {
+    /// `shim`, `bundle`, `socket`, `mount` or `cgroup`.
+    pub kind: LeakKind,
+    /// As [`Leak::what`].
+    pub what: String,
 }

@@ -35,6 +35,8 @@ const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(30);
 /// From the end of the daemon to the end of shims that were told to end: they are nobody's children.
 const GONE: Duration = Duration::from_secs(2);
+/// From the end of the last request about a container to the end of its last trace.
+const BARE: Duration = Duration::from_secs(10);
 /// From a plugin's death to its successor being ready.
 const BACK: Duration = Duration::from_secs(10);
 
@@ -282,6 +284,35 @@ impl Node {
             (plugin["state"] == "ready" && next.pid != ended.pid).then_some(next)
         })
         .await
+    }
+
+    /// Lists what there is of containers, on the host and in the node's namespace: nothing when all were deleted, but for
+    /// what is on its way out.
+    pub async fn of_containers(&self) -> Outcome<Vec<String>> {
+        let mut left = self.leaks.of_containers(self.daemon.pid());
+        for resource in ["/tasks", "/containers", "/leases"] {
+            let rows = self.list(resource).await?;
+            left.extend(rows.iter().map(|row| format!("{resource} {}", row["id"])));
+        }
+        let rows = self.list("/snapshots/overlayfs").await?;
+        let active = rows.iter().filter(|row| row["kind"] != "committed");
+        left.extend(active.map(|row| format!("snapshot {}", row["key"])));
+        Ok(left)
+    }
+
+    /// Waits until nothing is there of containers. Errors: something stays; all of it is in the message.
+    pub async fn until_bare(&self) -> Outcome {
+        let bare = until("nothing is left of containers", BARE, async || {
+            let left = self.of_containers().await.ok()?;
+            left.is_empty().then_some(())
+        });
+        match bare.await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let left = self.of_containers().await?;
+                Err(format!("{error}:\n{}", left.join("\n")).into())
+            }
+        }
     }
 
     /// Kills the supervisor with SIGKILL, and waits until it is gone. Errors: it does not go.

@@ -65,6 +65,30 @@ impl Leaks {
             .collect()
     }
 
+    /// Describes everything of containers that there is while the node runs, a line each: processes that are not the
+    /// node's own, mounts, cgroups, and what tasks keeps of a container that it has.
+    pub(super) fn of_containers(&self, supervisor: i32) -> Vec<String> {
+        let own = process::tree(supervisor);
+        let strangers = self
+            .processes()
+            .into_iter()
+            .filter(|pid| !own.contains(pid));
+        let processes = strangers.map(|pid| format!("process {pid}: {}", command_line(pid)));
+        let mounts = self.mounts().into_iter();
+        let cgroups = self.cgroups().into_iter();
+        let tasks = self.folder.join("state/tasks/local");
+        let kept = ["bundles", "gone", "sockets"].map(|name| entries(&tasks.join(name)));
+        processes
+            .chain(mounts.map(|path| format!("mount {}", path.display())))
+            .chain(cgroups.map(|path| format!("cgroup {}", path.display())))
+            .chain(
+                kept.into_iter()
+                    .flatten()
+                    .map(|path| format!("{}", path.display())),
+            )
+            .collect()
+    }
+
     /// Ends, unmounts and removes what is left, as far as it goes.
     pub(super) fn remove(&self) {
         for pid in self.processes() {
@@ -143,6 +167,11 @@ impl Leaks {
             .flat_map(|path| folders(&path))
             .collect()
     }
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
 }
 
 fn folders(top: &Path) -> Vec<PathBuf> {

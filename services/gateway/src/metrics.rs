@@ -1,7 +1,9 @@
 //! Counters of requests, and the text of `/metrics`. Source: Prometheus text exposition format 0.0.4.
 
+use crate::convert::audit::word;
 use actix_web::http::{Method, StatusCode};
 use contracts::plugin::{PluginInfo, State};
+use contracts::tasks::{Audited, LeakKind};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -157,6 +159,53 @@ const PLUGIN_GAUGES: [PluginGauge; 3] = [
     ),
 ];
 
+type TasksGauge = (&'static str, &'static str, fn(&Audited) -> u64);
+
+const TASKS_GAUGES: [TasksGauge; 5] = [
+    ("gantry_tasks", "Tasks on record", |audited| audited.tasks),
+    (
+        "gantry_tasks_unknown",
+        "Tasks whose shim does not answer",
+        |audited| audited.unknown,
+    ),
+    (
+        "gantry_tasks_shims",
+        "Processes of shims of this node",
+        |audited| audited.shims,
+    ),
+    (
+        "gantry_tasks_leaks",
+        "What the last look found on the host that belongs to no task",
+        |audited| audited.leaks.iter().filter(|leak| !leak.cleaned).count() as u64,
+    ),
+    (
+        "gantry_tasks_audit_microseconds",
+        "What the last look took",
+        |audited| audited.micros,
+    ),
+];
+
+/// Writes what the auditor of tasks saw last.
+pub(crate) fn tasks(text: &mut String, audited: &Audited) {
+    for (name, help, value) in TASKS_GAUGES {
+        head(text, name, "gauge", help);
+        line(text, name, &[], value(audited) as f64);
+    }
+    let name = "gantry_tasks_leaks_total";
+    head(text, name, "counter", "Leaks that were cleaned");
+    for kind in [
+        LeakKind::Shim,
+        LeakKind::Bundle,
+        LeakKind::Socket,
+        LeakKind::Mount,
+        LeakKind::Cgroup,
+    ] {
+        let cleaned = audited.cleaned.iter().find(|(it, _)| *it == kind);
+        let count = cleaned.map_or(0, |(_, count)| *count);
+        line(text, name, &[("kind", word(kind))], count as f64);
+    }
+}
+
 fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     // Writing to a string cannot fail.
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -193,6 +242,18 @@ mod tests {
                 .text(&[])
                 .contains("gantry_http_requests_in_flight 0\n")
         );
+    }
+
+    #[test]
+    fn leaks_are_counted_by_kind_also_before_there_are_any() {
+        let mut text = String::new();
+        let audited = Audited {
+            cleaned: vec![(LeakKind::Cgroup, 3)],
+            ..Audited::default()
+        };
+        tasks(&mut text, &audited);
+        assert!(text.contains("gantry_tasks_leaks_total{kind=\"cgroup\"} 3\n"));
+        assert!(text.contains("gantry_tasks_leaks_total{kind=\"shim\"} 0\n"));
     }
 
     #[test]

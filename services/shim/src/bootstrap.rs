@@ -31,8 +31,14 @@ pub(crate) fn start(args: &ShimArgs) -> Result<()> {
     }
     let _ = fs::remove_file(&path);
     let listener = UnixListener::bind(&path).about(path.display())?;
-    let started = launch(args, &path, listener).and_then(|()| print(&path));
+    faults::point("shim.start.bound");
+    let started = launch(args, &path, listener).and_then(|()| {
+        faults::point("shim.start.stands");
+        print(&path)
+    });
     if started.is_err() {
+        // Nobody will ever call a server whose address nobody has heard.
+        end_server(&path);
         server::sweep(&args.bundle, &path);
     }
     started
@@ -129,6 +135,7 @@ fn stand(args: &ShimArgs, socket: &Path, listener: UnixListener, tell: OwnedFd) 
         let _ = tell.write_all(error.message.as_bytes());
         return 1;
     }
+    faults::point("shim.serve.detached");
     let _ = tell.write_all(b"ready");
     drop(tell);
     let served = server::serve(args, listener);

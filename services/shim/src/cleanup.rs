@@ -21,6 +21,7 @@ const MOUNTS_MAX: usize = 16;
 pub(crate) fn delete(args: &ShimArgs) -> Result<()> {
     let socket = socket_path(args)?;
     end_server(&socket);
+    faults::point("shim.cleanup.server-ended");
     let record = Record::load(&args.bundle);
     let (pid, exit) = match &record {
         Some(record) => (record.pid, record.exit().unwrap_or_else(unseen)),
@@ -29,9 +30,11 @@ pub(crate) fn delete(args: &ShimArgs) -> Result<()> {
     if let Some(record) = record {
         bury(args, record)?;
     }
+    faults::point("shim.cleanup.container-ended");
     rootfs::unmount_all(&args.bundle.join("rootfs"), MOUNTS_MAX);
     let _ = fs::remove_dir_all(args.bundle.join("runtime"));
     server::sweep(&args.bundle, &socket);
+    faults::point("shim.cleanup.swept");
     Record::remove(&args.bundle);
     let answer = DeleteResponse {
         pid: pid.unsigned_abs(),

@@ -41,9 +41,11 @@ impl Shim {
         let mut plan = self.plan(&request)?;
         // Known before anything is done, so that `delete` finds it should we be killed meanwhile.
         plan.record.save(&self.bundle)?;
+        faults::point("shim.create.recorded");
         let birth = self.children.birth();
         let made = self.build(&plan).await;
         let (pid, io) = made.inspect_err(|_| Record::remove(&self.bundle))?;
+        faults::point("shim.create.made");
         plan.record.pid = pid;
         plan.record.cgroup = Cgroup::of(pid).unwrap_or(plan.record.cgroup);
         if let Err(error) = plan.record.save(&self.bundle) {
@@ -52,7 +54,9 @@ impl Shim {
                 .await?;
             return Err(error);
         }
+        faults::point("shim.create.kept");
         self.adopt(plan, io, request, birth.early_exit(pid));
+        faults::point("shim.create.adopted");
         Ok(pid)
     }
 
@@ -99,6 +103,7 @@ impl Shim {
         let rootfs = self.rootfs();
         let work = move || {
             rootfs::mount_all(&mounts, &rootfs)?;
+            faults::point("shim.create.mounted");
             let made = runtime.create(child);
             made.inspect_err(|_| rootfs::unmount_all(&rootfs, mounts.len()))
         };
@@ -185,8 +190,12 @@ impl Shim {
             Ok(runtime)
         })?;
         let started = if exec_id.is_empty() {
-            self.call(runtime, Some(Call::Start), |runtime| runtime.start())
-                .await
+            faults::point("shim.start.asked");
+            let started = self
+                .call(runtime, Some(Call::Start), |runtime| runtime.start())
+                .await;
+            faults::point("shim.start.started");
+            started
         } else {
             self.start_exec(runtime, id, exec_id).await
         };
@@ -212,6 +221,7 @@ impl Shim {
         let fds = child.fds();
         let work = move || runtime.exec(&spec, child);
         let pid = helper::run(&self.children, &fds, work).await?;
+        faults::point("shim.exec.born");
         let io = prepared.finish().inspect_err(|_| {
             let _ = sys::kill(pid, nix::libc::SIGKILL);
         })?;
@@ -277,6 +287,7 @@ impl Shim {
             container.facts.owner_of(&process.spec)?;
             container.execs.insert(request.exec_id.clone(), process);
             self.events.exec_added(&request.id, &request.exec_id);
+            faults::point("shim.exec.added");
             Ok(())
         })
     }
@@ -306,6 +317,7 @@ impl Shim {
     async fn delete_container(&self, id: &str) -> Result<(i32, Exit)> {
         let _turn = self.turn.lock().await;
         let exit = self.last_exit(id).await?;
+        faults::point("shim.delete.ended");
         let (runtime, target, mounts) = self.with(id, |container| {
             Ok((
                 container.runtime.clone(),
@@ -314,6 +326,7 @@ impl Shim {
             ))
         })?;
         self.vanish(runtime, target.cgroup, mounts).await?;
+        faults::point("shim.delete.vanished");
         let Some(container) = self.lock().take() else {
             return Err(Error::not_found(id));
         };
@@ -354,8 +367,10 @@ impl Shim {
             let work = move || cgroup.destroy().about("remove the cgroups").map(|()| 0);
             helper::run(&self.children, &[], work).await?;
         }
+        faults::point("shim.delete.cgroups-removed");
         self.call(runtime, Some(Call::Delete), |runtime| runtime.delete())
             .await?;
+        faults::point("shim.delete.runtime-removed");
         rootfs::unmount_all(&self.rootfs(), mounts);
         Record::remove(&self.bundle);
         Ok(())

@@ -53,6 +53,7 @@ async fn until_stopped(args: &ShimArgs, listener: UnixListener) -> io::Result<()
             () = shim.stop.notified() => break,
         }
     }
+    faults::point("shim.shutdown.told");
     events.flush(LAST_EVENTS).await;
     let _ = tokio::time::timeout(LAST_ANSWERS, server.shutdown()).await;
     Ok(())

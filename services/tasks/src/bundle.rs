@@ -8,6 +8,7 @@
 //!   stdout, stderr, stdout-<exec>, …            fifos of shims that do not know `log://`
 //!   log            fifo for the own log of such shims
 //!   shim.log       what gantry's own shim has to say about itself
+//!   cgroups.json   cgroups that could not be removed with their container, for who tries again
 //!   …              what the shim and its runtime put there
 //! ```
 
@@ -18,10 +19,14 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, StatxAttributes, StatxFlags, mkno
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Names cgroups that outlived their container, with their inodes.
+const STANDING: &str = "cgroups.json";
 
 /// What tasks itself reads from a container's spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,11 +115,7 @@ pub(crate) fn fifo(path: &Path) -> Result<()> {
 
 /// Removes the folder, and whatever is still mounted in it first: the files behind a mount are not ours.
 pub(crate) fn remove(bundle: &Path) -> Result<()> {
-    let rootfs = bundle.join("rootfs");
-    while is_mount(&rootfs) {
-        unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            .map_err(|e| about(&rootfs, &e.into()))?;
-    }
+    unmount_all(&bundle.join("rootfs"))?;
     // A shim that ends removes its own files at the same time.
     for _ in 0..16 {
         match fs::remove_dir_all(bundle) {
@@ -127,6 +128,61 @@ pub(crate) fn remove(bundle: &Path) -> Result<()> {
     }
     remove_empty_parent(bundle);
     Ok(())
+}
+
+/// Unmounts all that is stacked on a path.
+pub(crate) fn unmount_all(path: &Path) -> Result<()> {
+    while is_mount(path) {
+        unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(|e| about(path, &e.into()))?;
+    }
+    Ok(())
+}
+
+/// Mount points at or below some folders, outer ones last.
+pub(crate) fn mounts_below(folders: &[PathBuf]) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    let mut points: Vec<_> = points
+        .map(PathBuf::from)
+        .filter(|point| folders.iter().any(|folder| point.starts_with(folder)))
+        .collect();
+    points.reverse();
+    points
+}
+
+/// Notes the cgroups that are still there although their container is not, before the bundle goes that names them.
+pub(crate) fn note_standing(bundle: &Path, cgroup: &str) -> Result<()> {
+    let standing = crate::cgroup::standing(cgroup);
+    if standing.is_empty() || !bundle.exists() {
+        return Ok(());
+    }
+    let place = bundle.join(STANDING);
+    let text = serde_json::to_string(&(cgroup, standing)).unwrap_or_default();
+    fs::write(&place, text).map_err(|e| about(&place, &e))
+}
+
+/// The cgroup of a bundle's container and those of its folders that were still there when it was about to go, and are.
+pub(crate) fn standing(bundle: &Path) -> (String, Vec<(PathBuf, u64)>) {
+    let text = fs::read_to_string(bundle.join(STANDING)).unwrap_or_default();
+    let noted: (String, Vec<(PathBuf, u64)>) = serde_json::from_str(&text).unwrap_or_default();
+    let same = |(folder, inode): &(PathBuf, u64)| crate::cgroup::is_the_same(folder, *inode);
+    (noted.0, noted.1.into_iter().filter(same).collect())
+}
+
+/// Removes the folder of a container that is gone, unless its cgroup cannot be removed or has another one in it by now.
+///
+/// Errors: `Internal`.
+pub(crate) fn finish(bundle: &Path, in_use: &BTreeSet<String>) -> Result<()> {
+    let (cgroup, standing) = standing(bundle);
+    if standing.is_empty() || (!in_use.contains(&cgroup) && crate::cgroup::end_all(&standing)) {
+        return remove(bundle);
+    }
+    let folders: Vec<_> = standing.iter().map(|(folder, _)| folder).collect();
+    Err(Error::internal(format!(
+        "bundle {}: what runs in {folders:?} does not end",
+        bundle.display()
+    )))
 }
 
 fn remove_empty_parent(bundle: &Path) {
@@ -156,7 +212,8 @@ pub(crate) fn set_aside(bundle: &Path, gone: &Path) -> Result<()> {
     Ok(())
 }
 
-fn is_mount(path: &Path) -> bool {
+/// Whether something is mounted on a path.
+pub(crate) fn is_mount(path: &Path) -> bool {
     let seen = statx(
         CWD,
         path,
@@ -210,6 +267,7 @@ mod tests {
             bundle: bundle.clone(),
             socket: "/s".into(),
             events: "/e".into(),
+            cgroup: String::new(),
         };
         make(&launch, &Spec::read("{}", false).unwrap()).unwrap();
         assert_eq!(made_by(&bundle), Some((program, "/s".into())));

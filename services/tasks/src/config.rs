@@ -10,6 +10,8 @@ pub struct Config {
     pub shim: String,
     /// Bytes of page cache of the records' file. A record has about half a KiB.
     pub cache_bytes: usize,
+    /// Seconds from one look of the auditor to the next; 0 for none.
+    pub audit_seconds: u64,
 }
 
 impl Default for Config {
@@ -17,6 +19,7 @@ impl Default for Config {
         Self {
             shim: String::new(),
             cache_bytes: 1 << 20,
+            audit_seconds: 60,
         }
     }
 }

@@ -45,6 +45,7 @@ impl Engine {
         let store = self.store.clone();
         let record = blocking(move || store.get(&wanted)).await?;
         let answers = self.stop(ctx, &live, &record, request.force).await?;
+        faults::point("tasks.delete.stopped");
         live.leaving.set(true);
         let deleted = self.delete_task(ctx, &live, answers).await;
         live.leaving.set(deleted.is_ok() || live.retired.get());
@@ -66,6 +67,7 @@ impl Engine {
             return Ok(exit);
         }
         let exit = self.end_container(live, answers).await?;
+        faults::point("tasks.delete.container-ended");
         // What is still there of the shim when tasks dies now has no row any more, and goes when tasks starts.
         let (_, _, deleted) = tokio::join!(
             self.shut_down(live),
@@ -73,6 +75,7 @@ impl Engine {
             self.store.deleted(&live.name, &ctx.operation, exit)
         );
         let exit = deleted?;
+        faults::point("tasks.delete.recorded");
         live.all()
             .iter()
             .for_each(|process| process.tell(exit.clone()));
@@ -92,7 +95,7 @@ impl Engine {
             Ok(exit) => Ok(exit),
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => Ok(unseen()),
             Err(error @ ShimError::Refused { .. }) => Err(about(&live.name, error)),
-            Err(ShimError::Silent(_) | ShimError::Gone(_)) => {
+            Err(ShimError::Silent(_) | ShimError::Stopped(_) | ShimError::Gone(_)) => {
                 Ok(self.clear(live).await.unwrap_or_else(|_| unseen()))
             }
         }
@@ -134,6 +137,7 @@ impl Engine {
         let answer = live
             .call::<_, api::DeleteResponse>("Delete", &request, left(ctx, REMOVAL))
             .await;
+        faults::point("tasks.delete-exec.deleted");
         let exit = match answer {
             Ok(answer) => Exit {
                 exit_code: answer.exit_status,
@@ -147,6 +151,7 @@ impl Engine {
             .store
             .exec_deleted(&live.name, exec, &ctx.operation, exit)
             .await?;
+        faults::point("tasks.delete-exec.recorded");
         if let Some(process) = live.process(Some(exec)) {
             process.tell(exit.clone());
         }
@@ -184,7 +189,9 @@ impl Engine {
             STATE
         };
         match live.call::<_, api::Empty>("Kill", &request, bound).await {
-            Err(ShimError::Silent(_) | ShimError::Gone(_)) => return Ok(false),
+            Err(ShimError::Silent(_) | ShimError::Stopped(_) | ShimError::Gone(_)) => {
+                return Ok(false);
+            }
             Err(error) if !error.is(ttrpc::Code::NOT_FOUND) => {
                 return Err(Error::from(error).context(what));
             }

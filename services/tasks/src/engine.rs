@@ -1,16 +1,19 @@
 //! The plugin's working parts, shared by all handlers: who is alive, where things are, whom to ask.
 
+use crate::audit::{Auditor, Known};
 use crate::config::Config;
 use crate::events::SocketFile;
+use crate::host::Host;
 use crate::launch::Launch;
 use crate::layout::Layout;
 use crate::live::{Live, Tracked};
 use crate::record::{self, Name, Program};
+use crate::shim::ShimError;
 use crate::store::{self, Store};
 use bus::{Bus, Ctx};
 use contracts::tasks::{Exit, List, Status, Task};
 use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -22,6 +25,9 @@ pub(crate) const STATE: Duration = Duration::from_secs(2);
 /// How long a shim may take for what needs no work: a signal, a size, a number.
 pub(crate) const QUICK: Duration = Duration::from_secs(5);
 
+/// How long a look-up waits for a shim that did not answer before.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// What all handlers share.
 pub(crate) struct Engine {
     pub(crate) store: Store,
@@ -29,6 +35,9 @@ pub(crate) struct Engine {
     pub(crate) layout: Layout,
     /// gantry's own shim.
     pub(crate) own: Program,
+    pub(crate) host: Host,
+    /// The records are from before the machine was started: nothing on the host is what they name.
+    pub(crate) rebooted: Cell<bool>,
     live: RefCell<BTreeMap<Name, Rc<Live>>>,
     /// Removals of bundles that are under way: a new task of that name waits for them.
     pub(crate) burials: RefCell<HashMap<Name, JoinHandle<()>>>,
@@ -41,6 +50,7 @@ pub(crate) struct Engine {
     /// Where shims forward their events to; goes with this.
     pub(crate) socket: RefCell<Option<SocketFile>>,
     errands: RefCell<Vec<AbortHandle>>,
+    pub(crate) auditor: Auditor,
 }
 
 impl Drop for Engine {
@@ -60,11 +70,14 @@ impl Drop for Engine {
 
 impl Engine {
     pub(crate) fn new(store: Store, bus: Bus, layout: Layout, config: &Config) -> Rc<Self> {
+        let own = own_shim(config);
         Rc::new(Self {
             store,
             bus,
+            host: Host::new(&layout, &own),
+            rebooted: Cell::new(crate::boot::is_another(&layout.boot())),
             layout,
-            own: own_shim(config),
+            own,
             live: RefCell::default(),
             burials: RefCell::default(),
             ending: RefCell::default(),
@@ -72,6 +85,7 @@ impl Engine {
             unswept: RefCell::default(),
             socket: RefCell::default(),
             errands: RefCell::default(),
+            auditor: Auditor::default(),
         })
     }
 
@@ -134,10 +148,12 @@ impl Engine {
             .find(name)
             .filter(|live| live.init.exit().borrow().is_none())
         {
-            if live.doubt().is_empty() {
-                let _ = tokio::time::timeout(STATE, self.ask(&live)).await;
-            } else {
-                self.ask_aside(&live);
+            let patience = match live.doubt().is_empty() {
+                true => STATE,
+                false => AGAIN,
+            };
+            if !self.is_stopped(&live).await {
+                let _ = tokio::time::timeout(patience, self.ask(&live)).await;
             }
         }
         let (store, wanted) = (self.store.clone(), name.clone());
@@ -164,17 +180,59 @@ impl Engine {
         let store = self.store.clone();
         let space = namespace.clone();
         let page = blocking(move || store.list(&namespace, &request, &doubts)).await?;
-        for task in page
+        self.doubt_stopped(&space, page).await
+    }
+
+    /// Says which tasks of a page have a shim that is stopped; the others' shims are asked aside.
+    async fn doubt_stopped(
+        self: &Rc<Self>,
+        namespace: &Namespace,
+        mut page: Page<Task>,
+    ) -> Result<Page<Task>> {
+        let living = page
             .items
             .iter()
-            .filter(|task| task.status != Status::Stopped)
-        {
-            let (namespace, id) = (space.clone(), task.id.clone());
-            if let Some(live) = self.find(&Name { namespace, id }) {
-                self.ask_aside(&live);
-            }
+            .filter(|task| task.status != Status::Stopped);
+        let living = living.filter_map(|task| {
+            let (namespace, id) = (namespace.clone(), task.id.clone());
+            self.find(&Name { namespace, id })
+        });
+        let living: Vec<Rc<Live>> = living.collect();
+        let bundles: Vec<_> = living
+            .iter()
+            .map(|live| live.launch.bundle.clone())
+            .collect();
+        let looks = move || {
+            let stopped = bundles
+                .iter()
+                .map(|bundle| crate::host::stopped_shim(bundle));
+            Ok::<_, Error>(stopped.collect::<Vec<_>>())
+        };
+        for (live, stopped) in living.iter().zip(blocking(looks).await?) {
+            let Some(pid) = stopped else {
+                self.ask_aside(live);
+                continue;
+            };
+            self.suspect(live, &ShimError::Stopped(pid));
+            let row = page.items.iter_mut().find(|task| task.id == live.name.id);
+            row.into_iter()
+                .for_each(|row| record::doubt(row, &live.doubt()));
         }
         Ok(page)
+    }
+
+    /// Looks whether a shim is stopped by a signal, and remembers.
+    async fn is_stopped(self: &Rc<Self>, live: &Rc<Live>) -> bool {
+        let stopped = live.stopped().await;
+        if let Some(pid) = stopped {
+            self.suspect(live, &ShimError::Stopped(pid));
+        }
+        stopped.is_some()
+    }
+
+    fn suspect(self: &Rc<Self>, live: &Rc<Live>, why: &ShimError) {
+        live.suspect(&why.to_string());
+        self.insist(live);
     }
 
     /// Waits for the end of a process, with nothing of the engine in hand. Errors: `NotFound`.
@@ -190,6 +248,30 @@ impl Engine {
             let ended = ended.ok().and_then(|exit| exit.clone());
             ended.ok_or_else(|| Error::not_found(format!("task {id}: was deleted meanwhile")))
         })
+    }
+
+    /// What may be there on the host: what tasks have, and what is on its way out.
+    pub(crate) fn known(&self) -> Known {
+        let (live, ending) = (self.live.borrow(), self.ending.borrow());
+        let attended = live.values().filter(|live| !live.retired.get());
+        let all = attended.map(|live| &live.launch).chain(ending.values());
+        let all = all.map(|launch| (launch.name.clone(), launch.socket.clone()));
+        let (names, sockets) = all.unzip();
+        Known { names, sockets }
+    }
+
+    /// Cgroups of tasks that have a shim.
+    pub(crate) fn cgroups_in_use(&self) -> BTreeSet<String> {
+        let live = self.live.borrow();
+        let attended = live.values().filter(|live| !live.retired.get());
+        attended.map(|live| live.launch.cgroup.clone()).collect()
+    }
+
+    /// How many tasks there are, and of how many nobody knows how they stand.
+    pub(crate) fn tally(&self) -> (usize, usize) {
+        let live = self.live.borrow();
+        let unknown = live.values().filter(|live| !live.doubt().is_empty());
+        (live.len(), unknown.count())
     }
 
     fn of(&self, namespace: &Namespace) -> Vec<Rc<Live>> {

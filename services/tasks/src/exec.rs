@@ -53,8 +53,11 @@ impl Engine {
         };
         let added = async {
             streams.attend(&tracked)?;
+            faults::point("tasks.exec.streams-made");
             self.add_in_shim(ctx, &live, &message).await?;
+            faults::point("tasks.exec.added");
             let stored = self.store.exec_added(&name, &ctx.operation, record).await;
+            faults::point("tasks.exec.recorded");
             stored.map_err(Error::from)
         };
         match added.await {

@@ -37,6 +37,8 @@ pub(crate) struct Launch {
     pub(crate) bundle: PathBuf,
     pub(crate) socket: PathBuf,
     pub(crate) events: PathBuf,
+    /// Path of its cgroup below each hierarchy; empty when the runtime chooses.
+    pub(crate) cgroup: String,
 }
 
 /// Where a started shim listens, and which version of the task API it speaks.
@@ -54,6 +56,7 @@ impl Launch {
             bundle: layout.bundle(name),
             socket: layout.socket(name, made),
             events: layout.events(),
+            cgroup: String::new(),
         }
     }
 

@@ -37,12 +37,32 @@ impl Layout {
         let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        self.state.join("sockets").join(format!("{hash:016x}"))
+        self.sockets().join(format!("{hash:016x}"))
+    }
+
+    /// Where gantry's own shims listen.
+    pub(crate) fn sockets(&self) -> PathBuf {
+        self.state.join("sockets")
+    }
+
+    /// Which start of the machine the records are about.
+    pub(crate) fn boot(&self) -> PathBuf {
+        self.root.join("boot")
     }
 
     /// Bundles that are being removed, out of the way of the next task of that name.
     pub(crate) fn gone(&self) -> PathBuf {
         self.state.join("gone")
+    }
+
+    /// Where the bundle of a shim goes when its task has.
+    pub(crate) fn grave(&self, socket: &Path) -> PathBuf {
+        self.gone().join(socket.file_name().unwrap_or_default())
+    }
+
+    /// Where the shim of a bundle that is on its way out listened.
+    pub(crate) fn socket_of(&self, grave: &Path) -> PathBuf {
+        self.sockets().join(grave.file_name().unwrap_or_default())
     }
 
     /// Where shims forward their events to.

@@ -12,6 +12,7 @@
 //! | `make.rs`, `run.rs`, `exec.rs`, `end.rs` | what callers ask for: create; start, signals, limits; added processes; delete |
 //! | `watch.rs`, `events.rs`, `recover.rs` | how ends become known: an open `Wait`, forwarded events, a look after a restart |
 //! | `lost.rs`, `retire.rs` | what is done about shims that died, are stuck, or whose task has ended |
+//! | `audit.rs`, `host.rs`, `boot.rs` | what the host has of ours: compared with the records, and cleaned |
 //! | `launch.rs`, `shim.rs`, `runtime.rs` | a shim's program, its connection, which one it is |
 //! | `bundle.rs`, `stdio.rs`, `pump.rs`, `layout.rs`, `cgroup.rs` | folders, fifos, cgroups |
 //! | `logs/` | log files and their readers |
@@ -19,6 +20,7 @@
 //!
 //! ```text
 //! <root>/tasks.redb                      records, see `store.rs`
+//! <root>/boot                            see `boot.rs`
 //! <root>/logs/<namespace>/<container>/   see `logs/mod.rs`
 //! <state>/bundles/<namespace>/<id>/      see `bundle.rs`
 //! <state>/gone/<hash>                    bundles on their way out
@@ -36,6 +38,8 @@
 //! Must not know: what an image or a snapshot is (mounts come as data), how a spec is made, any path but its own two
 //! folders, `/proc` and the cgroup hierarchies.
 
+mod audit;
+mod boot;
 mod bundle;
 mod cgroup;
 mod config;
@@ -43,6 +47,7 @@ mod end;
 mod engine;
 mod events;
 mod exec;
+mod host;
 mod launch;
 mod layout;
 mod lifecycle;
@@ -81,6 +86,7 @@ use contracts::tasks::Tasks;
 use engine::Engine;
 use layout::Layout;
 use service::TasksService;
+use std::time::Duration;
 use store::Store;
 
 /// The facts the supervisor needs before any process exists, then the one function that starts it.
@@ -100,6 +106,9 @@ pub fn plugin() -> Registration {
             let engine = Engine::new(store, boot.bus, layout, &boot.config);
             events::serve(socket, &engine);
             engine.take_up()?;
+            if let 1.. = boot.config.audit_seconds {
+                engine.audit_every(Duration::from_secs(boot.config.audit_seconds));
+            }
             Ok(TasksService::new(engine))
         })
 }

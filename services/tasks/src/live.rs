@@ -4,6 +4,7 @@ use crate::launch::{Launch, Listening};
 use crate::pump::Pumps;
 use crate::record::Name;
 use crate::shim::{Shim, ShimError};
+use containerd_shim_protos::api;
 use contracts::tasks::Exit;
 use contracts::{ExecId, Fd};
 use protobuf::Message;
@@ -13,6 +14,13 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::task::AbortHandle;
+
+/// How often a shim that takes its time is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How many looks there are to one question whether it answers at all.
+const LOOKS: u32 = 20;
+/// How long the answer to that question may take.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// One task.
 pub(crate) struct Live {
@@ -31,6 +39,8 @@ pub(crate) struct Live {
     doubt: RefCell<String>,
     /// Held while a question for its state is under way.
     pub(crate) asking: Mutex<()>,
+    /// It is asked again and again until it answers.
+    pub(crate) insisted: Cell<bool>,
     errands: RefCell<Vec<AbortHandle>>,
 }
 
@@ -117,6 +127,7 @@ impl Live {
             shim: RefCell::default(),
             doubt: RefCell::default(),
             asking: Mutex::default(),
+            insisted: Cell::new(false),
             errands: RefCell::default(),
         }
     }
@@ -191,18 +202,53 @@ impl Live {
         bound: Duration,
     ) -> Result<A, ShimError> {
         let answer = match self.shim().await {
-            Ok(shim) => shim.call(method, request, Some(bound)).await,
+            Ok(shim) => {
+                let call = shim.call(method, request, Some(bound));
+                tokio::select! {
+                    biased;
+                    answer = call => answer,
+                    why = self.gives_up(&shim) => Err(why),
+                }
+            }
             Err(error) => Err(error),
         };
         self.note(answer.as_ref().err());
         answer
     }
 
+    /// Ends when a shim that takes its time will not answer at all: it is stopped, or does not answer the simplest question.
+    async fn gives_up(&self, shim: &Shim) -> ShimError {
+        let request = api::ConnectRequest {
+            id: self.name.id.to_string(),
+            ..Default::default()
+        };
+        for look in 1_u32.. {
+            tokio::time::sleep(LOOK).await;
+            if let Some(pid) = self.stopped().await {
+                return ShimError::Stopped(pid);
+            }
+            if look % LOOKS == 0 {
+                let probe = shim.call::<_, api::ConnectResponse>("Connect", &request, Some(PROBE));
+                if let Err(error @ ShimError::Silent(_)) = probe.await {
+                    return error;
+                }
+            }
+        }
+        ShimError::Silent(PROBE)
+    }
+
+    /// The process of its shim, when that is stopped by a signal.
+    pub(crate) async fn stopped(&self) -> Option<i32> {
+        let bundle = self.launch.bundle.clone();
+        let look = move || Ok::<_, contracts::Error>(crate::host::stopped_shim(&bundle));
+        crate::engine::blocking(look).await.ok().flatten()
+    }
+
     /// Takes what a call says about the shim's health.
     pub(crate) fn note(&self, error: Option<&ShimError>) {
         match error {
             None | Some(ShimError::Refused { .. }) => self.doubt.borrow_mut().clear(),
-            Some(ShimError::Silent(_)) => {
+            Some(ShimError::Silent(_) | ShimError::Stopped(_)) => {
                 self.suspect(&error.map_or(String::new(), |e| e.to_string()))
             }
             Some(ShimError::Gone(_)) => self.hang_up(),

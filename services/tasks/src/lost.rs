@@ -10,7 +10,7 @@ use crate::shim::ShimError;
 use containerd_shim_protos::api;
 use contracts::tasks::Exit;
 use contracts::{Error, Namespace, Result, Timestamp};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,13 +19,26 @@ const ENDING: Duration = Duration::from_secs(3);
 /// How long an empty parent cgroup stays, because the next container of the namespace would make it again.
 const LINGER: Duration = Duration::from_millis(250);
 
+/// Why a task has ended otherwise than by itself. Its text is what the task says.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Loss {
+    #[error("its shim died, and what ran in it was ended ({0})")]
+    Died(String),
+    #[error("it was killed while its shim did not answer, so that was ended too ({0})")]
+    Silent(String),
+    #[error("the machine was started anew; nobody saw it end")]
+    Rebooted,
+}
+
 impl Engine {
-    /// Takes the death of a shim: clears what it left, and records the end of what ran in it.
-    pub(crate) async fn lost(self: &Rc<Self>, live: &Rc<Live>, why: &str) {
-        if live.leaving.replace(true) {
+    /// Takes the death of a shim, or brings it about: clears what it left, and records the end of what ran in it.
+    pub(crate) async fn lost(self: &Rc<Self>, live: &Rc<Live>, why: &Loss) {
+        let known = live.init.exit().borrow().is_some();
+        if known || live.leaving.replace(true) {
             return;
         }
-        tracing::warn!(task = %live.name.id, why, "a shim is gone");
+        let reason = why.to_string();
+        tracing::warn!(task = %live.name.id, reason, "a shim is lost");
         let seen = match self.clear(live).await {
             Ok(exit) if exit.exited_at != Timestamp(0) => exit,
             Ok(_) => unseen(),
@@ -34,13 +47,14 @@ impl Engine {
                 unseen()
             }
         };
-        let reason = format!("its shim died, and what ran in it was ended ({why})");
+        faults::point("tasks.lost.cleared");
         if let Err(error) = self.store.lost(&live.name, seen.clone(), reason).await {
             tracing::error!(task = %live.name.id, %error, "the end of a lost task was not recorded");
         }
         live.all()
             .iter()
             .for_each(|process| process.tell(seen.clone()));
+        faults::point("tasks.lost.recorded");
         live.leaving.set(false);
         self.retire(live);
     }
@@ -48,10 +62,8 @@ impl Engine {
     /// Ends a shim, stuck or not, with everything that runs in it, and removes what it made but the bundle.
     pub(crate) async fn clear(&self, live: &Live) -> Result<Exit> {
         let known = live.launch.bundle.clone();
-        if !blocking(move || Ok::<_, Error>(known.exists())).await? {
-            return Ok(unseen());
-        }
-        if !live.launch.program.own {
+        let there = blocking(move || Ok::<_, Error>(known.exists())).await?;
+        if there && !live.launch.program.own {
             let request = api::ShutdownRequest {
                 id: live.name.id.to_string(),
                 now: true,
@@ -61,33 +73,56 @@ impl Engine {
             let _ = live
                 .call::<_, api::Empty>("Shutdown", &request, second)
                 .await;
-            let launch = live.launch.clone();
-            blocking(move || {
-                kill_server(&launch);
-                Ok::<_, Error>(())
-            })
-            .await?;
         }
-        let exit = live.launch.delete().await;
+        let mut cgroups = self.end_shim(live).await?;
+        faults::point("tasks.clear.shim-ended");
+        let exit = match there {
+            true => live.launch.delete().await,
+            false => Ok(unseen()),
+        };
         live.hang_up();
-        let (store, name) = (self.store.clone(), live.name.clone());
+        faults::point("tasks.clear.container-deleted");
+        let (store, name, rebooted) = (self.store.clone(), live.name.clone(), self.rebooted.get());
         blocking(move || {
-            if let Ok(record) = store.get(&name) {
-                cgroup::end(&record.cgroup);
+            // What stood there before the machine was started is gone, and what stands there now is not ours.
+            let record = store.get(&name).ok().filter(|_| !rebooted);
+            cgroups.extend(record.map(|record| record.cgroup));
+            let left: Vec<_> = cgroups.iter().filter(|path| !cgroup::end(path)).collect();
+            match left.is_empty() {
+                true => Ok(()),
+                false => Err(Error::internal(format!(
+                    "what runs in {left:?} does not end"
+                ))),
             }
-            Ok::<_, Error>(())
         })
         .await?;
         exit
     }
 
+    /// Kills the processes of a shim, stuck or not; answers the cgroups its children were in.
+    async fn end_shim(&self, live: &Live) -> Result<BTreeSet<String>> {
+        let (host, launch) = (self.host.clone(), live.launch.clone());
+        blocking(move || Ok::<_, Error>(host.end(&launch))).await
+    }
+
     /// Frees the bundle's path. A stock shim keeps its folder and its socket's name until it has ended (see [`Engine::bury`]).
+    ///
+    /// While the name is still taken, so that what stands of the container's cgroup is not the next one's.
     pub(crate) async fn set_aside(&self, live: &Live) {
+        let (bundle, cgroup) = (live.launch.bundle.clone(), live.launch.cgroup.clone());
+        if let Err(error) = blocking(move || bundle::note_standing(&bundle, &cgroup)).await {
+            tracing::warn!(%error, "what is left of a container is not noted");
+        }
         if !live.launch.program.own {
             return;
         }
-        let (bundle, gone) = (live.launch.bundle.clone(), self.grave(live));
-        if let Err(error) = blocking(move || bundle::set_aside(&bundle, &gone)).await {
+        let (bundle, gone) = (
+            live.launch.bundle.clone(),
+            self.layout.grave(&live.launch.socket),
+        );
+        let moved = blocking(move || bundle::set_aside(&bundle, &gone)).await;
+        faults::point("tasks.set-aside.moved");
+        if let Err(error) = moved {
             tracing::warn!(%error, "a bundle stays until tasks starts again");
         }
     }
@@ -96,7 +131,7 @@ impl Engine {
     pub(crate) fn bury(self: &Rc<Self>, live: &Rc<Live>) {
         let own = live.launch.program.own;
         let bundle = if own {
-            self.grave(live)
+            self.layout.grave(&live.launch.socket)
         } else {
             live.launch.bundle.clone()
         };
@@ -110,12 +145,15 @@ impl Engine {
         let (name, live) = (live.name.clone(), live.clone());
         let burial = tokio::task::spawn_local(async move {
             gone(&live).await;
+            faults::point("tasks.bury.gone");
             drop(live);
+            let used = engine.upgrade().map(|engine| engine.cgroups_in_use());
+            let finish = move || bundle::finish(&bundle, &used.unwrap_or_default());
+            if let Err(error) = blocking(finish).await {
+                tracing::warn!(%error, "a bundle stays for the auditor");
+            }
             if let Some(engine) = engine.upgrade() {
                 engine.ending.borrow_mut().remove(&socket);
-            }
-            if let Err(error) = blocking(move || bundle::remove(&bundle)).await {
-                tracing::warn!(%error, "a bundle stays until tasks starts again");
             }
         });
         if !own {
@@ -123,11 +161,6 @@ impl Engine {
             burials.retain(|_, burial| !burial.is_finished());
             burials.insert(name, burial);
         }
-    }
-
-    fn grave(&self, live: &Live) -> PathBuf {
-        let socket = live.launch.socket.file_name().unwrap_or_default();
-        self.layout.gone().join(socket)
     }
 
     /// Removes a namespace's parent cgroup when nobody is left in it, aside and a little later.
@@ -180,25 +213,5 @@ async fn gone(live: &Live) {
     for process in live.all() {
         process.pumps.take();
         process.held.take();
-    }
-}
-
-/// Kills a stock shim that does not end by itself: the process that runs its program for this very task.
-pub(crate) fn kill_server(launch: &Launch) {
-    let ours = |pid: i32| {
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&str> = line.split('\0').collect();
-        let has = |flag: &str, value: &str| words.windows(2).any(|pair| pair == [flag, value]);
-        program == Path::new(&launch.program.path)
-            && has("-id", launch.name.id.as_str())
-            && has("-namespace", launch.name.namespace.as_str())
-            && has("-address", &launch.events.to_string_lossy())
-    };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    for pid in pids.filter(|pid| ours(*pid)) {
-        let pid = nix::unistd::Pid::from_raw(pid);
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
 }

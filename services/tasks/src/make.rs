@@ -15,7 +15,7 @@ use bus::Ctx;
 use containerd_shim_protos::api;
 use contracts::containers::{self, Container};
 use contracts::tasks::{Create, Task};
-use contracts::{Error, Mount, Result, Timestamp, snapshots};
+use contracts::{Code, Error, Mount, Result, Timestamp, snapshots};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ const STEP: Duration = Duration::from_secs(120);
 const BURIAL: Duration = Duration::from_secs(5);
 
 /// All that is decided before anything is done.
+#[derive(Clone)]
 struct Plan {
     spec: Spec,
     choice: Choice,
@@ -51,7 +52,16 @@ impl Engine {
             return Ok(task);
         }
         let plan = self.plan(ctx, container?, request).await?;
-        let live = self.enter(ctx, &name, &plan).await?;
+        match self.attempt(ctx, &name, plan.clone()).await {
+            // Its shim died on the way, and nothing is left of that: the next one need not.
+            Err(error) if error.is(Code::Unavailable) => self.attempt(ctx, &name, plan).await,
+            made => made,
+        }
+    }
+
+    /// Makes a task, or leaves nothing of it. Errors: `Unavailable` when its shim died meanwhile.
+    async fn attempt(self: &Rc<Self>, ctx: &Ctx, name: &Name, plan: Plan) -> Result<Task> {
+        let live = self.enter(ctx, name, &plan).await?;
         let _turn = live.turn.lock().await;
         let made = self.make(ctx, &live, plan).await;
         if made.is_err() {
@@ -101,6 +111,8 @@ impl Engine {
             return Err(crate::store::StoreError::Exists(name.clone()).into());
         }
         let launch = Launch::new(plan.choice.program.clone(), name, plan.made, &self.layout);
+        let cgroup = plan.spec.cgroup.clone();
+        let launch = Launch { cgroup, ..launch };
         let live = Rc::new(Live::new(launch, None, None));
         self.insert(live.clone());
         Ok(live)
@@ -108,10 +120,12 @@ impl Engine {
 
     async fn make(self: &Rc<Self>, ctx: &Ctx, live: &Rc<Live>, plan: Plan) -> Result<Task> {
         let record = record(live, &plan);
-        let (journaled, started) = tokio::join!(
-            self.store.intend(&live.name, record),
-            self.launch(live, &plan)
-        );
+        let journal = async {
+            let journaled = self.store.intend(&live.name, record).await;
+            faults::point("tasks.create.journaled");
+            journaled
+        };
+        let (journaled, started) = tokio::join!(journal, self.launch(live, &plan));
         journaled?;
         let (listening, streams) = started?;
         live.listens(listening.clone());
@@ -121,13 +135,13 @@ impl Engine {
         let request = request(live, plan, &streams);
         let _cgroups = self.cgroups.read().await;
         let made: api::CreateTaskResponse = live.call("Create", &request, bound).await?;
+        faults::point("tasks.create.made");
         self.watch(live, None);
         let Listening { address, api } = listening;
         let stands = (made.pid, address, api);
-        Ok(self
-            .store
-            .created(&live.name, &ctx.operation, stands)
-            .await?)
+        let task = self.store.created(&live.name, &ctx.operation, stands).await;
+        faults::point("tasks.create.recorded");
+        Ok(task?)
     }
 
     /// Makes bundle and log folder, and starts the shim on it.
@@ -138,29 +152,32 @@ impl Engine {
             // What a crash left behind: nobody knows of it any more.
             bundle::remove(&launch.bundle)?;
             bundle::make(&launch, &spec)?;
+            faults::point("tasks.create.bundle-made");
             crate::logs::folder::open(&layout.logs(&name), container)?;
             let log = layout.log(&name, None);
             Streams::make(&launch, &log, None, stdio)
         })
         .await?;
+        faults::point("tasks.create.streams-made");
         let shim_log = streams.shim_log()?;
         if let Some(shim_log) = shim_log {
             live.keep(shim_log);
         }
-        Ok((
-            live.launch.start(plan.choice.options.as_ref()).await?,
-            streams,
-        ))
+        let listening = live.launch.start(plan.choice.options.as_ref()).await?;
+        faults::point("tasks.create.shim-started");
+        Ok((listening, streams))
     }
 
     /// Takes back all that a failed create did to the host.
     pub(crate) async fn undo(self: &Rc<Self>, live: &Rc<Live>) {
         live.leaving.set(true);
         let _ = self.clear(live).await;
+        faults::point("tasks.undo.cleared");
         if let Err(error) = self.store.forget(&live.name).await {
             // It is undone again when tasks starts.
             tracing::warn!(task = %live.name.id, %error, "a failed create was not forgotten");
         }
+        faults::point("tasks.undo.forgotten");
         self.set_aside(live).await;
         self.remove(&live.name);
         self.bury(live);

@@ -16,13 +16,15 @@ use crate::layout::names_in;
 use crate::lifecycle::{Input, Phase};
 use crate::live::Live;
 use crate::logs::folder;
+use crate::lost::Loss;
 use crate::record::{ExecRecord, Name, Program, Record};
 use crate::shim::ShimError;
 use crate::stdio::Streams;
 use bus::Ctx;
 use containerd_shim_protos::api::{self, Status};
 use contracts::{Code, ContainerId, Error, Result, containers};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -40,7 +42,11 @@ impl Engine {
         let all = self.store.all().map_err(Error::from)?;
         let known: HashSet<Name> = all.iter().map(|(name, _)| name.clone()).collect();
         let room = Rc::new(Semaphore::new(AT_ONCE));
+        let mut sockets = BTreeSet::new();
         for (name, record) in all {
+            if record.process.alive() || Path::new(&record.bundle).exists() {
+                sockets.insert(self.layout.socket(&name, record.created_at));
+            }
             let live = Rc::new(self.as_recorded(&name, &record));
             let execs = self.store.execs(&name).map_err(Error::from)?;
             for exec in &execs {
@@ -61,7 +67,8 @@ impl Engine {
                 }
             }));
         }
-        self.clear_orphans(known);
+        self.clear_orphans(known, sockets);
+        self.note_boot(room);
         // A predecessor that was killed may have owed a namespace the removal of its empty parent cgroup.
         let logged = names_in(&self.layout.all_logs());
         logged
@@ -79,6 +86,7 @@ impl Engine {
             &self.layout,
         );
         launch.bundle = record.bundle.clone().into();
+        launch.cgroup.clone_from(&record.cgroup);
         let listening = (!record.address.is_empty()).then(|| Listening {
             address: record.address.clone(),
             api: record.api,
@@ -133,12 +141,17 @@ impl Engine {
                 self.attend(live, record, execs, state.status == Status::STOPPED.into());
                 false
             }
+            Err(ShimError::Gone(_)) if self.rebooted.get() => {
+                self.lost(live, &Loss::Rebooted).await;
+                false
+            }
             Err(error @ ShimError::Gone(_)) => {
-                self.lost(live, &error.to_string()).await;
+                self.lost(live, &Loss::Died(error.to_string())).await;
                 false
             }
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
-                self.lost(live, "it knows no such container").await;
+                let why = "it knows no such container".to_owned();
+                self.lost(live, &Loss::Died(why)).await;
                 false
             }
             Err(error) => {
@@ -215,7 +228,10 @@ impl Engine {
     }
 
     /// Asks a stuck shim until it answers.
-    fn insist(self: &Rc<Self>, live: &Rc<Live>) {
+    pub(crate) fn insist(self: &Rc<Self>, live: &Rc<Live>) {
+        if live.insisted.replace(true) {
+            return;
+        }
         let (engine, asked) = (Rc::downgrade(self), Rc::downgrade(live));
         let errand = tokio::task::spawn_local(async move {
             loop {
@@ -224,6 +240,7 @@ impl Engine {
                     return;
                 };
                 if live.doubt().is_empty() {
+                    live.insisted.set(false);
                     return;
                 }
                 engine.ask(&live).await;
@@ -232,13 +249,39 @@ impl Engine {
         live.keep(errand.abort_handle());
     }
 
-    fn clear_orphans(self: &Rc<Self>, known: HashSet<Name>) {
+    /// Notes which start of the machine the records are about, when all of them are.
+    fn note_boot(self: &Rc<Self>, room: Rc<Semaphore>) {
+        let (engine, place) = (Rc::downgrade(self), self.layout.boot());
+        self.keep(tokio::task::spawn_local(async move {
+            let all = u32::try_from(AT_ONCE).unwrap_or(u32::MAX);
+            let _all = room.acquire_many(all).await;
+            let noted = blocking(move || crate::boot::note(&place)).await;
+            match (noted, engine.upgrade()) {
+                (Ok(()), Some(engine)) => engine.rebooted.set(false),
+                (Err(error), _) => tracing::warn!(%error, "the start of the machine is not noted"),
+                _ => {}
+            }
+        }));
+    }
+
+    /// Ends what a predecessor was about to end, and whatever else no record knows.
+    fn clear_orphans(self: &Rc<Self>, known: HashSet<Name>, sockets: BTreeSet<PathBuf>) {
         let engine = Rc::downgrade(self);
         let (bundles, gone) = (self.layout.bundles(), self.layout.gone());
+        let (host, now) = (self.host.clone(), crate::host::ticks());
+        let used = self.cgroups_in_use();
         self.keep(tokio::task::spawn_local(async move {
             let found = blocking(move || {
+                // What is younger than this process may be what it makes by now.
+                host.end_where(|shim| {
+                    let socket = shim.socket.as_ref().filter(|_| shim.started < now);
+                    socket.is_some_and(|socket| !sockets.contains(socket))
+                });
+                faults::point("tasks.recover.orphans-ended");
                 for grave in std::fs::read_dir(gone).into_iter().flatten().flatten() {
-                    bundle::remove(&grave.path())?;
+                    if let Err(error) = bundle::finish(&grave.path(), &used) {
+                        tracing::warn!(%error, "a bundle stays for the auditor");
+                    }
                 }
                 Ok::<_, Error>(names_in(&bundles))
             })
@@ -256,7 +299,8 @@ impl Engine {
         }));
     }
 
-    async fn clear_orphan(self: &Rc<Self>, name: Name) {
+    /// Clears a bundle that no record knows, with the shim that it is for and all that this made.
+    pub(crate) async fn clear_orphan(self: &Rc<Self>, name: Name) {
         let folder = self.layout.bundle(&name);
         let (program, socket) = bundle::made_by(&folder).unwrap_or_else(|| {
             let socket = self.layout.socket(&name, contracts::Timestamp(0));
@@ -267,6 +311,7 @@ impl Engine {
             socket,
             bundle: folder.clone(),
             events: self.layout.events(),
+            cgroup: String::new(),
             name,
         };
         tracing::warn!(task = %launch.name.id, "a bundle without a record is cleared");
@@ -333,7 +378,6 @@ mod tests {
     use crate::support::{self, Home};
     use contracts::tasks::List;
     use contracts::{Namespace, Timestamp};
-    use std::path::Path;
 
     /// Does what `create` does up to the journal and the shim, and no more: then this process "dies".
     async fn half_made(root: &Path, state: &Path, namespace: &Namespace) {

@@ -7,6 +7,7 @@ use crate::bundle;
 use crate::cgroup;
 use crate::end::unseen;
 use crate::engine::{Engine, blocking};
+use crate::host::Host;
 use crate::launch::Launch;
 use crate::lifecycle::{Input, Phase};
 use crate::live::Live;
@@ -52,11 +53,14 @@ impl Engine {
             live.leaving.set(false);
             return;
         }
+        faults::point("tasks.retire.container-ended");
         self.shut_down(live).await;
+        faults::point("tasks.retire.shut-down");
         self.set_aside(live).await;
         live.retired.set(true);
         self.bury(live);
         self.end_execs(live, &execs).await;
+        faults::point("tasks.retire.execs-ended");
         self.sweep_cgroups_of(&live.name.namespace);
     }
 
@@ -116,9 +120,9 @@ impl Engine {
         }
         let count = left.len();
         for (launch, cgroup) in left {
-            let done = done.clone();
+            let (done, host) = (done.clone(), self.host.clone());
             std::thread::spawn(move || {
-                retire_blocking(&launch, &cgroup);
+                retire_blocking(&host, &launch, &cgroup);
                 let _ = done.send(());
             });
         }
@@ -136,12 +140,12 @@ fn runs(live: &Live, exec: &ExecRecord) -> bool {
     })
 }
 
-fn retire_blocking(launch: &Launch, cgroup: &str) {
+fn retire_blocking(host: &Host, launch: &Launch, cgroup: &str) {
     if !launch.bundle.exists() {
         return;
     }
     if !launch.program.own {
-        crate::lost::kill_server(launch);
+        host.end(launch);
     }
     // What is left then has its bundle, and goes when tasks starts.
     if launch.delete_blocking().is_ok() {

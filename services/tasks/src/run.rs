@@ -3,6 +3,7 @@
 use crate::engine::{Engine, QUICK, blocking, left};
 use crate::lifecycle::{Input, May, Process};
 use crate::live::{Live, Tracked};
+use crate::lost::Loss;
 use crate::make::about;
 use crate::metrics;
 use crate::record::Name;
@@ -19,6 +20,7 @@ use protobuf::Message;
 use std::rc::Rc;
 use std::time::Duration;
 
+const KILL: u32 = 9;
 /// Most that a runtime may take for a change.
 const CHANGE: Duration = Duration::from_secs(60);
 
@@ -75,6 +77,7 @@ impl Engine {
                     .await?
             }
         };
+        faults::point("tasks.start.recorded");
         drop(turn);
         if let Some(exit) = exit {
             tracked.tell(exit);
@@ -100,6 +103,7 @@ impl Engine {
         let answer = live
             .call::<_, api::StartResponse>("Start", &request, left(ctx, CHANGE))
             .await;
+        faults::point("tasks.start.started");
         tracked.starting.set(false);
         let early = tracked.early.take();
         match answer {
@@ -119,9 +123,12 @@ impl Engine {
     }
 
     /// Sends a signal.
-    pub(crate) async fn kill(&self, ctx: &Ctx, request: Kill) -> Result<()> {
+    pub(crate) async fn kill(self: &Rc<Self>, ctx: &Ctx, request: Kill) -> Result<()> {
         let name = name(ctx, &request.id)?;
         let exec = request.exec.as_ref();
+        if self.store.replied::<()>(&ctx.operation).await?.is_some() {
+            return Ok(());
+        }
         let (live, tracked) = self.tracked(&name, exec)?;
         let ended = || Error::not_found(format!("{}: has ended", what(&name, exec)));
         if tracked.exit().borrow().is_some() {
@@ -134,12 +141,19 @@ impl Engine {
             all: request.all,
             ..Default::default()
         };
-        match live
+        let sent = live
             .call::<_, api::Empty>("Kill", &message, left(ctx, QUICK))
-            .await
-        {
-            Ok(_) => Ok(()),
+            .await;
+        faults::point("tasks.kill.sent");
+        match sent {
+            // A repetition would send it twice, or find nobody left to send it to.
+            Ok(_) => Ok(self.store.answered(&ctx.operation).await?),
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => Err(ended()),
+            // Who wants it dead need not wait for a shim that may never answer.
+            Err(error) if error.is_silence() && exec.is_none() && request.signal == KILL => {
+                self.lost(&live, &Loss::Silent(error.to_string())).await;
+                Ok(())
+            }
             Err(error) => Err(Error::from(error).context(what(&name, exec))),
         }
     }
@@ -160,6 +174,7 @@ impl Engine {
         if may == May::Do {
             let bound = left(ctx, CHANGE);
             self.freeze_in_shim(&live, &input, bound).await?;
+            faults::point("tasks.freeze.done");
         }
         Ok(self
             .store

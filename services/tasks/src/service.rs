@@ -9,8 +9,8 @@ use crate::store::StoreError;
 use actix::{Actor, Context, Handler};
 use bus::{Call, Ctx, Open, Reply, Routes, Streaming};
 use contracts::tasks::{
-    Checkpoint, CloseStdin, Create, Delete, Exec, Execs, Get, Kill, List, Logs, Metrics, Pause,
-    Pids, Resize, Resume, Start, Stdin, Update, Wait,
+    Audit, Checkpoint, CloseStdin, Create, Delete, Exec, Execs, Get, Kill, List, Logs, Metrics,
+    Pause, Pids, Resize, Resume, Start, Stdin, Update, Wait,
 };
 use contracts::{ContainerId, Error, Result};
 use std::rc::Rc;
@@ -58,6 +58,7 @@ pub(crate) fn routes() -> Routes<TasksService> {
         .on::<Update>()
         .on::<Metrics>()
         .on::<Checkpoint>()
+        .on::<Audit>()
         .stream::<Logs>()
 }
 
@@ -216,6 +217,14 @@ impl Handler<Call<Checkpoint>> for TasksService {
     fn handle(&mut self, call: Call<Checkpoint>, _: &mut Context<Self>) -> Reply<Checkpoint> {
         let engine = self.engine.clone();
         Box::pin(async move { engine.checkpoint(&call.ctx, call.body).await })
+    }
+}
+
+impl Handler<Call<Audit>> for TasksService {
+    type Result = Reply<Audit>;
+    fn handle(&mut self, call: Call<Audit>, _: &mut Context<Self>) -> Reply<Audit> {
+        let engine = self.engine.clone();
+        Box::pin(async move { engine.audit(call.body).await })
     }
 }
 

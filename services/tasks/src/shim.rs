@@ -24,6 +24,11 @@ pub(crate) enum ShimError {
     /// It is there and says nothing.
     #[error("shim does not answer: nothing within {} s", .0.as_secs_f32())]
     Silent(Duration),
+    /// It is there and cannot say anything.
+    #[error(
+        "shim does not answer: its process {0} is stopped: continue it with SIGCONT, or delete the task with force"
+    )]
+    Stopped(i32),
     /// It is not there.
     #[error("shim is gone: {0}")]
     Gone(String),
@@ -37,10 +42,15 @@ impl ShimError {
     pub(crate) fn otherwise(self, otherwise: Code) -> Error {
         let text = self.to_string();
         match self {
-            Self::Silent(_) => Error::deadline(text),
+            Self::Silent(_) | Self::Stopped(_) => Error::deadline(text),
             Self::Gone(_) => Error::unavailable(text),
             Self::Refused { code, message } => Error::new(class(code, otherwise), message),
         }
+    }
+
+    /// Whether it is there and does not answer.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::Silent(_) | Self::Stopped(_))
     }
 
     pub(crate) fn is(&self, wanted: ttrpc::Code) -> bool {

@@ -156,6 +156,7 @@ mod tests {
             bundle: "/b".into(),
             socket: "/s".into(),
             events: "/e".into(),
+            cgroup: String::new(),
         }
     }
 

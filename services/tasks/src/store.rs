@@ -11,8 +11,8 @@
 use crate::lifecycle::{Input, Process, Refusal, Told};
 use crate::record::{ExecRecord, Name, Record, Row, doubt};
 use contracts::tasks::{
-    Created, Deleted, ExecAdded, ExecStarted, Exit, Exited, List, Oom, Paused, Resumed, Started,
-    Task,
+    Created, Deleted, ExecAdded, ExecStarted, Exit, Exited, Leak, Leaked, List, Oom, Paused,
+    Resumed, Started, Task,
 };
 use contracts::{ContainerId, Error, ExecId, Namespace, OperationId, Page, Timestamp};
 use filter::{FilterError, Filters};
@@ -97,6 +97,11 @@ impl Store {
             Err(StoreError::NotYet) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Records that an operation was answered which changes no record.
+    pub(crate) async fn answered(&self, operation: &OperationId) -> Result<()> {
+        self.ledger.write(Some(operation), |_| Ok(())).await
     }
 
     /// Journals a task that is about to be made. Errors: `Exists`.
@@ -229,6 +234,19 @@ impl Store {
                 container_id: name.id.to_string(),
             };
             Ok(tx.emit(Some(&name.namespace), "/tasks/oom", &event)?)
+        };
+        self.ledger.write(None, work).await
+    }
+
+    /// Tells of a leak that was cleaned.
+    pub(crate) async fn leaked(&self, leak: &Leak) -> Result<()> {
+        let event = Leaked {
+            kind: leak.kind,
+            what: leak.what.clone(),
+        };
+        let work = move |tx: &mut Tx<'_>| {
+            tx.emit(None, "/tasks/leak", &event)?;
+            Ok(())
         };
         self.ledger.write(None, work).await
     }

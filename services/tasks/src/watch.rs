@@ -7,6 +7,7 @@ use crate::engine::{Engine, STATE};
 use crate::launch::time;
 use crate::lifecycle::Input;
 use crate::live::{Live, Tracked};
+use crate::lost::Loss;
 use crate::shim::ShimError;
 use crate::store::StoreError;
 use containerd_shim_protos::api::{self, Status};
@@ -54,6 +55,7 @@ impl Engine {
             tracked.early.replace(Some(exit));
             return;
         }
+        faults::point("tasks.exit.seen");
         while let Err(error) = self.record_exit(live, exec, exit.clone()).await {
             if !matches!(error, StoreError::Fault(_)) {
                 return;
@@ -61,6 +63,7 @@ impl Engine {
             tracing::error!(task = %live.name.id, %error, "the end of a process waits to be recorded");
             tokio::time::sleep(FULL).await;
         }
+        faults::point("tasks.exit.recorded");
         tracked.tell(exit);
         self.retire(live);
     }
@@ -181,7 +184,7 @@ async fn answer(
                 live.hang_up();
                 // Only a shim that cannot be reached again is dead.
                 if let Err(ShimError::Gone(why)) = live.shim().await {
-                    engine.upgrade()?.lost(&live, &why).await;
+                    engine.upgrade()?.lost(&live, &Loss::Died(why)).await;
                     return None;
                 }
                 drop(live);

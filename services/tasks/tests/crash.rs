@@ -243,10 +243,14 @@ async fn a_task_of_another_namespace_is_not_seen() {
 async fn a_bundle_that_no_record_knows_is_cleared() {
     let mut home = Home::start();
     home.run("box", &["sleep", "1000"]).await;
-    let records = home.folder.path().join("root/tasks/local/tasks.redb");
+    let root = home.folder.path().join("root/tasks/local");
     let pid = home.get("box").await.unwrap().pid;
     // Its records are lost, as when a disk comes back from yesterday.
-    std::fs::remove_file(records).unwrap();
+    for entry in std::fs::read_dir(root).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("tasks.") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
     home.node.restart("tasks/local").await.unwrap();
     assert!(home.get("box").await.unwrap_err().is(Code::NotFound));
     until("the process is ended", || !alive(pid as i32)).await;

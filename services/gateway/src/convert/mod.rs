@@ -1,5 +1,6 @@
 //! Contracts ↔ the JSON that users see. One file per resource; each view says what it adds or leaves out.
 
+pub(crate) mod audit;
 pub(crate) mod container;
 pub(crate) mod content;
 pub(crate) mod event;
@@ -25,7 +26,8 @@ pub(crate) struct PageView<T> {
     pub(crate) items: Vec<T>,
     /// `page_token` of the next page; empty when this was the last.
     pub(crate) next_page_token: String,
-    /// Version of the collection: it grows with every change.
+    /// What happens after this has a larger event number: `GET /v1/events?since=` goes on from here. Of several pages the
+    /// first one's counts; 0 when the log could not be asked, or has nothing to tell about these items.
     pub(crate) version: u64,
 }
 

@@ -1,5 +1,6 @@
 //! Every route, one file per resource. A file lists its rows first, then the handlers.
 
+mod audit;
 mod call;
 mod containers;
 mod content;
@@ -31,6 +32,7 @@ pub(crate) fn all() -> Vec<Route> {
         operations::routes(),
         call::routes(),
         gc::routes(),
+        audit::routes(),
         namespaces::routes(),
         ingests::routes(),
         content::routes(),

@@ -10,6 +10,11 @@ use actix_web::http::StatusCode;
 use contracts::PluginId;
 use contracts::plugin::{List, Node};
 use contracts::snapshots::Snapshots;
+use contracts::tasks::{Audit, Audited};
+use std::time::Duration;
+
+/// How long the numbers of one plugin may hold up those of all others.
+const ASIDE: Duration = Duration::from_millis(500);
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -27,7 +32,7 @@ pub(super) fn routes() -> Vec<Route> {
             .says("Whether every plugin is ready; 503 with those that are not")
             .answers::<ReadinessView>(),
         get("/metrics", metrics)
-            .says("Prometheus text about plugins and requests")
+            .says("Prometheus text about plugins, requests and tasks")
             .media(Media::Text),
         get("/openapi.json", description).says("This document"),
     ]
@@ -64,7 +69,17 @@ async fn readyz(request: Request) -> Answer {
 
 async fn metrics(request: Request) -> Answer {
     let plugins = request.call(List {}).await?;
-    Ok(text(request.edge.metrics.text(&plugins)))
+    let mut body = request.edge.metrics.text(&plugins);
+    if let Some(audited) = audited(&request).await {
+        crate::metrics::tasks(&mut body, &audited);
+    }
+    Ok(text(body))
+}
+
+/// What the auditor saw last. Numbers of the rest do not wait for a plugin that is away.
+async fn audited(request: &Request) -> Option<Audited> {
+    let last = request.call(Audit { last: true });
+    tokio::time::timeout(ASIDE, last).await.ok()?.ok()
 }
 
 async fn description(request: Request) -> Answer {

@@ -28,6 +28,7 @@ struct Rootfs {
 /// Makes a container. A failure leaves nothing of it.
 pub(super) async fn create(run: &Run, asked: &CreateContainer) -> Result<Container> {
     let made = make(run, asked).await;
+    faults::point("operations.create.recorded");
     if made.is_err() {
         undo(run, &asked.id).await;
     }
@@ -39,12 +40,14 @@ pub(super) async fn create(run: &Run, asked: &CreateContainer) -> Result<Contain
 pub(super) async fn run(run: &Run, asked: &CreateContainer) -> Result<Task> {
     let started = async {
         let container = make(run, asked).await?;
+        faults::point("operations.run.recorded");
         run.board.part("task", "starting", 0, 0);
         // The record now keeps what the lease kept.
         let (task, ()) = futures_util::join!(start(run, asked, &container), super::finish(run));
         task
     };
     let started = started.await;
+    faults::point("operations.run.started");
     match &started {
         Ok(_) => run.board.part("task", "done", 0, 0),
         Err(_) => {
@@ -72,8 +75,10 @@ pub(super) async fn undo(run: &Run, id: &ContainerId) {
             // While there is a task its container must be there, or nobody could delete it.
             return tracing::warn!(%id, %error, "task could not be undone; delete its container by force");
         }
+        faults::point("operations.undo.task-deleted");
         let deleted = run.bus.call(&ctx, Delete { id: id.clone() }).await;
         undone("container", deleted);
+        faults::point("operations.undo.record-deleted");
     }
     let Ok(key) = SnapshotKey::new(id.as_str()) else {
         return;
@@ -106,6 +111,7 @@ async fn start(run: &Run, asked: &CreateContainer, container: &Container) -> Res
     };
     let ctx = || run.once(&format!("task of {}", container.created_at.0));
     run.surely(None, ctx(), create).await?;
+    faults::point("operations.run.task-created");
     run.surely(None, ctx(), start).await
 }
 
@@ -145,11 +151,13 @@ async fn make(run: &Run, asked: &CreateContainer) -> Result<Container> {
     if let Some(container) = there {
         return Ok(container);
     }
+    faults::point("operations.run.held");
     let rootfs = if asked.image.is_empty() {
         None
     } else {
         Some(rootfs(&held, asked).await?)
     };
+    faults::point("operations.run.snapshot-prepared");
     record(&held, asked, rootfs.as_ref()).await
 }
 

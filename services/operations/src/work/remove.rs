@@ -26,14 +26,17 @@ pub(super) async fn remove(run: &Run, asked: &Remove) -> Result<Outcome> {
         }
     };
     let exit = task(run, asked).await?;
+    faults::point("operations.remove.task-deleted");
     if let Some(container) = container {
         // The record goes last: it says what else there is, also to who goes on after a crash.
         if let (Some(key), false) = (container.snapshot_key, asked.keep_snapshot) {
             let remove = snapshots::Remove { key };
             maybe(run.call_at_driver(&container.snapshotter, remove).await)?;
+            faults::point("operations.remove.snapshot-removed");
         }
         let id = asked.id.clone();
         maybe(run.call(Delete { id }).await)?;
+        faults::point("operations.remove.record-deleted");
     }
     Ok(exit.map_or(Outcome::None, Outcome::Exit))
 }
