@@ -18,7 +18,8 @@
 //! | `framing.rs` | frames ↔ socket, file descriptors included |
 //! | `control.rs` | the same frames between supervisor and process |
 //! | `privileges.rs` | giving up what a plugin was not granted |
-//! | `json.rs` | JSON ↔ wire for every contract, for `gantry call` |
+//! | `foreign.rs` | a program in any language as a plugin: the page for its author |
+//! | `json.rs` | JSON ↔ wire for every contract, for `gantry call` and foreign programs |
 //! | `testing.rs` | the in-process bus and fakes |
 
 mod actor;

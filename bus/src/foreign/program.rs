@@ -18,10 +18,22 @@ use tokio::{
 /// Most bytes of one line of the log.
 const LINE: u64 = 8 << 10;
 
-/// A running program. Dropping it kills it and what it has started.
+/// A program and what it has started and did not lead away.
+#[derive(Clone, Copy)]
+pub(super) struct Group(Pid);
+
+impl Group {
+    /// Kills all of it.
+    pub(super) fn kill(self) {
+        // It may have ended already.
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+/// A running program. Dropping it kills it and its group.
 pub(super) struct Program {
     child: Child,
-    group: Option<Pid>,
+    group: Option<Group>,
     log: JoinHandle<()>,
     /// The last line that it logged.
     words: Rc<RefCell<String>>,
@@ -58,7 +70,8 @@ pub(super) fn start(
     };
     let words = Rc::default();
     let log = actix::spawn(pass_on(log, boot.id.clone(), Rc::clone(&words)));
-    let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let group = pid.map(Group);
     let program = Program {
         child,
         group,
@@ -129,18 +142,17 @@ impl Program {
         }
     }
 
-    /// Kills it, and what it has started and did not lead away.
-    pub(super) fn kill(&self) {
-        if let Some(group) = self.group {
-            // It may have ended already.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
+    /// It and what it has started.
+    pub(super) fn group(&self) -> Option<Group> {
+        self.group
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        self.kill();
+        if let Some(group) = self.group {
+            group.kill();
+        }
     }
 }
 
@@ -149,9 +161,25 @@ fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (_, Some(signal)) => match Signal::from_named_raw(signal) {
-            Some(known) => format!("signal {signal} ({known:?})"),
+            // The library shows it as `Signal::KILL`.
+            Some(known) => {
+                let name = format!("{known:?}").replace("Signal::", "SIG");
+                format!("signal {signal} ({})", name.trim_matches('"'))
+            }
             None => format!("signal {signal}"),
         },
         _ => format!("status {status}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ending_names_code_or_signal() {
+        assert_eq!(ending(ExitStatus::from_raw(7 << 8)), "exit code 7");
+        assert_eq!(ending(ExitStatus::from_raw(9)), "signal 9 (SIGKILL)");
+        assert_eq!(ending(ExitStatus::from_raw(11)), "signal 11 (SIGSEGV)");
     }
 }
