@@ -5,9 +5,10 @@ use crate::following::Following;
 use crate::growing::Growing;
 use crate::mounts::{self, Target};
 use crate::stream::Compression;
+use crate::verifying;
 use bus::{Bus, Ctx, Items, items};
 use contracts::diff::{Applied, Apply, Applying};
-use contracts::{Digest, Error, Result};
+use contracts::{Code, Digest, Error, Result};
 use futures_util::stream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -54,12 +55,12 @@ impl Work {
     ) -> Result<Applying> {
         let compression = Compression::of(&body.layer.media_type)?;
         let target = mounts::target(&body.mounts)?;
-        let begun = Following::begin(self.bus.clone(), ctx, &body.layer, body.r#ref);
+        let begun = Following::begin(self.bus.clone(), ctx.clone(), &body.layer, body.r#ref);
         let (source, mut following) = tokio::select! {
             begun = begun => begun?,
             () = tell.closed() => return Err(Error::cancelled("the caller has gone")),
         };
-        let permit = self.room.acquire_owned().await;
+        let permit = self.room.clone().acquire_owned().await;
         let permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
         let mut options = Options::new(target.whiteouts);
         options.limits = self.limits;
@@ -68,18 +69,38 @@ impl Work {
         let mut work = extraction(source, compression, target, options);
         let done = drive(&mut work, &mut following, &watch, tell).await;
         drop(permit);
-        let applied =
-            done.map_err(|error| error.context(format!("layer {}", body.layer.digest)))?;
+        faults::point("diff.apply.extracted");
+        let applied = match done {
+            Ok(applied) => applied,
+            Err(error) => return Err(self.explained(&ctx, error, &body.layer.digest).await),
+        };
         let applied = Applied {
             diff_id: Digest::new(applied.diff_id)?,
             size: applied.size,
             implied: applied.implied,
         };
-        verified(&applied, body.diff_id.as_ref(), &body.layer.digest)?;
+        if let Err(error) = verified(&applied, body.diff_id.as_ref(), &body.layer.digest) {
+            return Err(self.explained(&ctx, error, &body.layer.digest).await);
+        }
         Ok(Applying {
             offset: body.layer.size,
             applied: Some(applied),
         })
+    }
+}
+
+impl Work {
+    /// Names the layer; bytes that do not fit are shown to the content store, which knows whether they are damaged.
+    async fn explained(&self, ctx: &Ctx, error: Error, layer: &Digest) -> Error {
+        if error.is(Code::DataLoss)
+            && let Err(damaged) = verifying::doubt(&self.bus, ctx, layer).await
+        {
+            return damaged.context(format!("layer {layer}"));
+        }
+        match error.message.contains(layer.as_str()) {
+            true => error,
+            false => error.context(format!("layer {layer}")),
+        }
     }
 }
 

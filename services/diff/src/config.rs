@@ -14,6 +14,9 @@ pub struct Config {
     pub max_layer_bytes: u64,
     /// Most entries of one layer.
     pub max_layer_entries: u64,
+    /// Whether an image's layers are on disk before its record is. Without, a power cut may leave layers with empty
+    /// files, which the next scrub or pull finds: for nodes that are thrown away with their disk.
+    pub sync: bool,
 }
 
 impl Default for Config {
@@ -25,6 +28,7 @@ impl Default for Config {
             parallel: processors * 2,
             max_layer_bytes: limits.bytes,
             max_layer_entries: limits.entries,
+            sync: true,
         }
     }
 }

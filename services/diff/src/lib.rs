@@ -6,6 +6,8 @@
 //! * [`apply`]: compressed bytes → `stream` (inflate | hash) → `archive` (entries) → `extract` (files, beneath `root`)
 //! * [`settle`]: gives directories that a layer only implies their look, once the layers below are known
 //! * [`compare`]: two snapshots → `changes` → `archive` → hash, compress
+//! * [`verify`]: layers → the tree they give, as data (`expected`) ↔ a snapshot's directory; what differs is told, and on
+//!   request put right (`mend`)
 //! * [`lookup`]: one file as a container would see it, through a detached overlay mount (`view`)
 //!
 //! The bytes come from registries, so nothing in an archive decides about a path of the host: see `root`. What the
@@ -20,9 +22,11 @@ mod compare;
 mod comparing;
 mod config;
 mod error;
+mod expected;
 mod extract;
 mod following;
 mod growing;
+mod mend;
 mod mounts;
 mod name;
 mod room;
@@ -31,6 +35,8 @@ mod service;
 mod settle;
 mod stream;
 mod tree;
+mod verify;
+mod verifying;
 mod view;
 mod whiteout;
 
@@ -39,12 +45,14 @@ pub use compare::{Compared, compare};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use growing::{Growing, Growth};
+pub use mend::{Verified, verify};
 pub use mounts::{Target, target};
 pub use root::sync;
 pub use service::DiffService;
 pub use settle::settle;
 pub use stream::Compression;
 pub use tree::Whiteouts;
+pub use verify::{Bounds, Proof, Subject};
 pub use view::{lookup, view};
 
 use bus::{Boot, Registration};

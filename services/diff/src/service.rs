@@ -3,10 +3,11 @@
 use crate::apply::Limits;
 use crate::config::Config;
 use crate::error::{Doing, Error, Result};
-use crate::{applying, comparing, mounts, root, settle, view};
+use crate::{applying, comparing, mounts, root, settle, verifying, view};
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Open, Reply, Routes, Streaming, on_disk};
-use contracts::diff::{Apply, Compare, Found, Lookup, Settle, Sync};
+use contracts::Mount;
+use contracts::diff::{Apply, Compare, Found, Lookup, Settle, Sync, Verify};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -19,6 +20,8 @@ pub struct DiffService {
     pub(crate) bus: Bus,
     pub(crate) room: Arc<Semaphore>,
     pub(crate) limits: Limits,
+    /// Whether anything is flushed.
+    pub(crate) sync: bool,
 }
 
 impl DiffService {
@@ -29,7 +32,12 @@ impl DiffService {
             entries: config.max_layer_entries,
         };
         let room = Arc::new(Semaphore::new(config.parallel.max(1)));
-        Self { bus, room, limits }
+        Self {
+            bus,
+            room,
+            limits,
+            sync: config.sync,
+        }
     }
 }
 
@@ -41,6 +49,7 @@ pub(crate) fn routes() -> Routes<DiffService> {
         .stream::<Compare>()
         .on::<Lookup>()
         .on::<Sync>()
+        .stream::<Verify>()
 }
 
 impl Actor for DiffService {
@@ -104,8 +113,38 @@ impl Handler<Call<Lookup>> for DiffService {
 impl Handler<Call<Sync>> for DiffService {
     type Result = Reply<Sync>;
     fn handle(&mut self, call: Call<Sync>, _: &mut Context<Self>) -> Self::Result {
-        let mounts = call.body.mounts;
-        on_disk(move || mounts::layers(&mounts)?.iter().try_for_each(root::sync))
+        let (mounts, sync) = (call.body.mounts, self.sync);
+        on_disk(move || match sync {
+            true => flush(&mounts),
+            false => Ok(()),
+        })
+    }
+}
+
+/// Flushes each file system that the mounts are on, once.
+fn flush(mounts: &[Mount]) -> Result<()> {
+    let mut flushed = Vec::new();
+    for dir in mounts::layers(mounts)? {
+        let device = rustix::fs::fstat(&dir).doing("look at a layer")?.st_dev;
+        if !flushed.contains(&device) {
+            root::sync(&dir)?;
+            flushed.push(device);
+        }
+    }
+    faults::point("diff.sync.flushed");
+    Ok(())
+}
+
+impl Handler<Open<Verify>> for DiffService {
+    type Result = Streaming<Verify>;
+    fn handle(&mut self, open: Open<Verify>, _: &mut Context<Self>) -> Self::Result {
+        let work = verifying::Work {
+            bus: self.bus.clone(),
+            room: self.room.clone(),
+            limits: self.limits,
+            sync: self.sync,
+        };
+        Box::pin(async move { Ok(work.start(open.ctx, open.body)) })
     }
 }
 
