@@ -5,7 +5,9 @@
 
 mod builtin;
 mod client;
+mod reload;
 mod status;
+mod upgrade;
 
 use clap::{Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode};
@@ -26,7 +28,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the node in the foreground: supervisor, plugins and HTTP API. SIGTERM stops it, containers go on
+    /// Runs the node in the foreground: supervisor, plugins and HTTP API. SIGTERM stops it, containers go on; SIGHUP
+    /// reloads it
     Daemon {
         /// Configuration in TOML; `gantry config default` prints one
         #[arg(long)]
@@ -77,6 +80,30 @@ enum Command {
         #[arg(long)]
         plugin: Option<String>,
     },
+    /// Reads configuration and manifest again and restarts only what they change: all of it, or nothing
+    Reload {
+        #[command(flatten)]
+        node: Node,
+        /// Only says what would be done
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Moves running plugins to another build, one after another, and all back when one does not become ready.
+    ///
+    /// Each is drained first; calls wait for its successor, containers are not touched. The supervisor itself is not
+    /// replaced: a restart of the daemon runs whatever build it is started from, so install the new one there too.
+    Upgrade {
+        #[command(flatten)]
+        node: Node,
+        /// The build: a gantry with the same plugins that speaks the same protocol
+        #[arg(long)]
+        binary: PathBuf,
+        /// Which; all when none is named
+        plugins: Vec<String>,
+    },
+    /// Prints what this build is, as JSON: version, protocol, plugins
+    #[command(hide = true)]
+    Facts,
     /// Prints configuration
     Config {
         #[command(subcommand)]
@@ -148,6 +175,19 @@ fn main() -> ExitCode {
             &namespace,
             plugin.as_deref(),
         ))),
+        Command::Reload { node, dry_run } => {
+            answered(client::block_on(reload::reload(&node.socket(), dry_run)))
+        }
+        Command::Upgrade {
+            node,
+            binary,
+            plugins,
+        } => answered(client::block_on(upgrade::upgrade(
+            &node.socket(),
+            &binary,
+            &plugins,
+        ))),
+        Command::Facts => answered(facts()),
         Command::Config {
             which: Which::Default,
         } => {
@@ -159,6 +199,15 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn facts() -> Result<(), String> {
+    let facts = supervisor::BuildFacts::new(env!("CARGO_PKG_VERSION"), specs());
+    println!(
+        "{}",
+        serde_json::to_string(&facts).map_err(|e| e.to_string())?
+    );
+    Ok(())
 }
 
 fn specs() -> Vec<contracts::plugin::PluginSpec> {

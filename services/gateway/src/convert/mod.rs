@@ -1,6 +1,7 @@
 //! Contracts ↔ the JSON that users see. One file per resource; each view says what it adds or leaves out.
 
 pub(crate) mod audit;
+pub(crate) mod change;
 pub(crate) mod container;
 pub(crate) mod content;
 pub(crate) mod event;

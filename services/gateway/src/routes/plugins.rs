@@ -1,5 +1,7 @@
 //! Plugins and how they are wired.
 
+mod changes;
+
 use super::node::text;
 use crate::convert::node::{GraphView, PluginView, dot, mermaid};
 use crate::errors::Answer;
@@ -11,7 +13,7 @@ use contracts::Error;
 use contracts::plugin::{Get, Graph, List, Restart, Start, Stop};
 
 pub(super) fn routes() -> Vec<Route> {
-    vec![
+    let mut routes = vec![
         get("/v1/plugins", list)
             .says("All plugins, by id")
             .lists::<PluginView>(),
@@ -36,7 +38,9 @@ pub(super) fn routes() -> Vec<Route> {
             )])
             .media(Media::Drawing)
             .answers::<GraphView>(),
-    ]
+    ];
+    routes.extend(changes::routes());
+    routes
 }
 
 async fn list(request: Request) -> Answer {
