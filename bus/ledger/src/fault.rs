@@ -41,6 +41,9 @@ pub enum Fault {
     /// The page token is none of ours.
     #[error("page_token {0:?}: is none that this list gave; start without one")]
     Token(String),
+    /// The file can only be mended while its owner does not run.
+    #[error("store {}: is in use: `gantry fsck --repair` stops its owner, mends it and starts the owner again", .0.display())]
+    Stopped(PathBuf),
     /// The process is stopping.
     #[error("store {}: is closing", .0.display())]
     Closing(PathBuf),
@@ -69,7 +72,7 @@ impl From<Fault> for Error {
         match fault {
             Fault::InUse(_) | Fault::Closing(_) | Fault::Reopened(_) => Error::unavailable(message),
             Fault::Damaged(..) => Error::data_loss(message),
-            Fault::Newer { .. } => Error::precondition(message),
+            Fault::Newer { .. } | Fault::Stopped(_) => Error::precondition(message),
             Fault::Full(_) | Fault::Short(..) | Fault::TooLarge(..) => Error::exhausted(message),
             Fault::Io(..) => Error::internal(message),
             Fault::Token(_) => Error::invalid(message),

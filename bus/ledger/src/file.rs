@@ -139,10 +139,7 @@ fn patiently(path: &Path, cache: usize) -> Result<(Opened, Option<Born>, Option<
 }
 
 /// Opens the file and holds it against its mark.
-pub(crate) fn checked(
-    path: &Path,
-    cache: usize,
-) -> Result<(Opened, Option<Born>, Option<Mark>), Fault> {
+fn checked(path: &Path, cache: usize) -> Result<(Opened, Option<Born>, Option<Mark>), Fault> {
     if !path.exists()
         && let Some(mark) = mark::read(path)?
     {
@@ -166,13 +163,14 @@ pub(crate) fn checked(
 }
 
 /// Whether a file has all that its mark knows of it.
-fn keeps_to(born: Option<&Born>, mark: &Mark) -> bool {
+pub(crate) fn keeps_to(born: Option<&Born>, mark: &Mark) -> bool {
     born.is_some_and(|born| {
         born.life.epoch == mark.life.epoch && born.version >= mark.progress.commit
     })
 }
 
-fn lost(path: &Path, mark: &Mark, born: Option<&Born>) -> Fault {
+/// What a file that does not keep to its mark has lost.
+pub(crate) fn lost(path: &Path, mark: &Mark, born: Option<&Born>) -> Fault {
     let last = mark.progress.commit;
     let what = match born {
         None if path.exists() => format!("is empty, but had {last} commits"),
@@ -185,7 +183,8 @@ fn lost(path: &Path, mark: &Mark, born: Option<&Born>) -> Fault {
     Fault::Damaged(path.to_owned(), what)
 }
 
-fn create(path: &Path, cache: usize, anew: bool) -> Result<Opened, Fault> {
+/// Opens the file, or makes it, and writes nothing until the device is released.
+pub(crate) fn create(path: &Path, cache: usize, anew: bool) -> Result<Opened, Fault> {
     let device = Device::open(path, anew).map_err(|e| Fault::io(path, &e))?;
     // A damaged file that is opened without a check makes redb panic on the way; the check costs 10 ms and 0.3 ms
     // for each MiB of records.

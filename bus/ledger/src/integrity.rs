@@ -5,7 +5,7 @@
 //! puts its own first token. Findings that [`mend`] answers with `None` are the owner's.
 
 use crate::{Fault, Ledger};
-use contracts::integrity::{Checked, Damage, Finding, Mended};
+use contracts::integrity::{Checked, Cure, Damage, Finding, Mended};
 use std::path::Path;
 
 /// Most records of one step.
@@ -30,6 +30,7 @@ pub fn check(ledger: &Ledger, token: &str) -> Result<Checked, Fault> {
     let (table, after) = place(token)?;
     ledger.read(|snapshot| {
         let mut checked = Checked::default();
+        let mut wrong = Vec::new();
         for name in snapshot.tables()? {
             let after = match table.cmp(name.as_str()) {
                 std::cmp::Ordering::Less => None,
@@ -37,6 +38,9 @@ pub fn check(ledger: &Ledger, token: &str) -> Result<Checked, Fault> {
                 std::cmp::Ordering::Greater => continue,
             };
             snapshot.raw(&name, after, &mut |key, value| {
+                if !snapshot.proves(&name, key, value) {
+                    wrong.push(format!("{name}/{key:?}"));
+                }
                 checked.things += 1;
                 checked.bytes += value.len() as u64;
                 let full = checked.things >= STEP as u64 || checked.bytes >= STEP_BYTES;
@@ -49,27 +53,36 @@ pub fn check(ledger: &Ledger, token: &str) -> Result<Checked, Fault> {
                 break;
             }
         }
+        checked.findings = wrong.into_iter().map(damaged).collect();
         Ok(checked)
     })
 }
 
+fn damaged(subject: String) -> Finding {
+    Finding {
+        damage: Damage::Record,
+        namespace: None,
+        subject,
+        what: "its checksum is wrong".into(),
+        cure: Cure::Rebuild,
+    }
+}
+
 /// Mends what the ledger itself found; `None` when the finding is not the ledger's.
 ///
-/// Errors: `Damaged` for what only [`fsck`] mends while the owner is stopped.
-pub async fn mend(ledger: &Ledger, finding: &Finding) -> Result<Option<Mended>, Fault> {
-    if !matches!(finding.damage, Damage::Store | Damage::Record) {
-        return Ok(None);
+/// Errors: `Stopped` for what only [`fsck`] mends while the owner is stopped.
+pub fn mend(ledger: &Ledger, finding: &Finding) -> Result<Option<Mended>, Fault> {
+    match finding.damage {
+        Damage::Store | Damage::Record => Err(Fault::Stopped(ledger.path().to_owned())),
+        _ => Ok(None),
     }
-    let _ = ledger;
-    Ok(None)
 }
 
 /// Looks at the file of a store whose owner does not run, and rebuilds it when `repair` says so. Blocks.
 ///
 /// A file that is not there and never was is no finding. Errors: `InUse` while its owner runs, `Newer`, `Full`, `Io`.
 pub fn fsck(path: &Path, repair: bool) -> Result<Found, Fault> {
-    let _ = (path, repair);
-    Ok(Vec::new())
+    crate::repair::fsck(path, repair)
 }
 
 /// Table and key after which a step begins.

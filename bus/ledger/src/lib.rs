@@ -23,6 +23,8 @@ mod format;
 mod generation;
 pub mod integrity;
 mod mark;
+mod repair;
+mod salvage;
 mod seal;
 mod table;
 mod writer;

@@ -191,6 +191,11 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Whether stored bytes are a record of this table and key.
+    pub(crate) fn proves(&self, table: &str, key: &str, value: &[u8]) -> bool {
+        unseal(self.seed, key, value).is_some_and(|sealed| sealed.table == table)
+    }
+
     fn open<V>(
         &self,
         table: &Table<V>,
@@ -203,12 +208,15 @@ impl Snapshot {
     }
 }
 
+/// What makes a record of key and stored bytes.
+type Decode<'a, V> = dyn Fn(&str, &[u8]) -> Result<V, Fault> + 'a;
+
 fn scan<V>(
     table: &impl ReadableTable<&'static str, &'static [u8]>,
     path: &Path,
     prefix: &str,
     after: Option<&str>,
-    decode: &dyn Fn(&str, &[u8]) -> Result<V, Fault>,
+    decode: &Decode<'_, V>,
     each: &mut dyn FnMut(&str, V) -> bool,
 ) -> Result<(), Fault> {
     let start = match after {

@@ -176,6 +176,11 @@ impl Ledger {
         }
     }
 
+    /// The file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.inner.file.path
+    }
+
     pub(crate) fn outbox(&self) -> Arc<Outbox> {
         self.inner.outbox.clone()
     }
@@ -390,7 +395,7 @@ impl Writer {
         for key in done {
             tx.remove(&OUTBOX, &key)?;
         }
-        if version % 16 == 0 {
+        if version.is_multiple_of(16) {
             self.forget(tx, version)
         } else {
             Ok(())
