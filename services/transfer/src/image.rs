@@ -6,7 +6,7 @@ use crate::{
     store::Store,
 };
 use contracts::{
-    Descriptor, Error, Platform, Result,
+    Code, Descriptor, Error, Platform, Result,
     transfer::{ImagePlan, Layer},
 };
 
@@ -41,7 +41,7 @@ pub(crate) async fn plan(
         )));
     }
     let offered = chosen.platform.as_ref().map(platform::normalise);
-    if shallow && store.stat(&manifest.config.digest).await?.is_none() {
+    if shallow && store.intact(&manifest.config.digest).await?.is_none() {
         let layers = manifest.layers.iter().map(|blob| Layer {
             blob: blob.clone(),
             diff_id: None,
@@ -140,7 +140,8 @@ pub(crate) async fn follow(
             Ok((Document::Index(index), _)) => {
                 target = platform::choose(&index.manifests, wanted)?.clone();
             }
-            Err(error) if depth > 0 && error.is(contracts::Code::NotFound) => {
+            // Damaged ones are fetched like missing ones.
+            Err(error) if depth > 0 && matches!(error.code, Code::NotFound | Code::DataLoss) => {
                 return Ok(Chosen::Absent(target, error));
             }
             Err(error) => return Err(error),

@@ -1,7 +1,8 @@
 //! One blob of a registry into the content store: the whole way, with everything that may get in between.
 //!
 //! Documents are read whole, checked and stored with the labels that hold their children. Other blobs go through the
-//! store's pipe. The pipe breaks when the store restarts: the store then says at which byte to go on. A commit that
+//! store's pipe. A blob that is here is trusted when the store says that its bytes are right; damaged ones are fetched like
+//! missing ones, and replace what is there. The pipe breaks when the store restarts: the store then says at which byte to go on. A commit that
 //! finds wrong bytes drops them; the next host is asked from the beginning.
 
 use crate::{
@@ -31,7 +32,7 @@ pub(crate) async fn fetch(
     let source = store::source_label(repository.reference.registry());
     labels.insert(source, repository.reference.repository().to_owned());
     let meter = Meter::new(blob.digest.as_str(), blob.size, report);
-    if let Some(present) = store.stat(&blob.digest).await? {
+    if let Some(present) = store.intact(&blob.digest).await? {
         store.label(&present, &labels).await?;
     } else if manifest::is_document(&blob.media_type) {
         document(store, repository, blob, r#ref, labels).await?;
@@ -58,6 +59,7 @@ async fn document(
     mut labels: Labels,
 ) -> Result<()> {
     let (document, bytes) = repository.fetch_document(blob).await?;
+    faults::point("transfer.fetch.document-read");
     labels.extend(store::references(&document));
     store.put(r#ref, &blob.digest, &bytes, labels).await
 }
@@ -162,7 +164,9 @@ impl Way<'_> {
             Err(Stop::Sink(_)) => return Ok(Round::Again),
             Err(Stop::Source(error)) => return Err(error),
         }
+        faults::point("transfer.fetch.sent");
         drop(sink);
+        faults::point("transfer.fetch.closed");
         match self.commit().await {
             Ok(()) => Ok(Round::Done),
             Err(error) if error.is(Code::DataLoss) && inherited => {
@@ -189,7 +193,9 @@ impl Way<'_> {
             expected: Some(self.blob.digest.clone()),
             labels: self.labels.clone(),
         };
-        store.commit(commit).await.map(drop)
+        store.commit(commit).await?;
+        faults::point("transfer.fetch.committed");
+        Ok(())
     }
 
     /// A blob that somebody else committed may lack our labels.

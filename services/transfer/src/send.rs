@@ -9,7 +9,7 @@ use crate::{
     registry::Repository,
     store::{self, Store},
 };
-use contracts::{Descriptor, Error, Labels, Result};
+use contracts::{Code, Descriptor, Error, Labels, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::sync::Arc;
 
@@ -106,7 +106,15 @@ async fn send(
     let mut meter = Meter::new(blob.digest.as_str(), blob.size, report);
     let pushed = repository
         .push_blob(blob, &Arc::new(file), &elsewhere, &mut |at| meter.at(at))
-        .await?;
+        .await;
+    let pushed = match pushed {
+        // The registry found other bytes: if they are ours, the store says so and what to do about it.
+        Err(error) if error.is(Code::DataLoss) => {
+            store.doubt(&blob.digest).await?;
+            return Err(error);
+        }
+        pushed => pushed?,
+    };
     meter.done();
     tracing::debug!(blob = %blob.digest, ?pushed, "pushed");
     if pushed != Pushed::Present {

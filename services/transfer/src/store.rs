@@ -5,7 +5,7 @@ use bus::{Bus, Ctx, DEFAULT_DEADLINE};
 use bytes::Bytes;
 use contracts::{
     Code, Descriptor, Digest, Error, LabelPatch, Labels, Ref, Result,
-    content::{Abort, Blob, Commit, Follow, Open, Stat, Update, Write},
+    content::{Abort, Blob, Commit, Follow, Open, Stat, Update, Verify, Write},
 };
 use futures_util::StreamExt;
 use rustix::pipe::fcntl_setpipe_size;
@@ -16,6 +16,8 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 const PIPE: usize = 1 << 20;
 /// Longest wait for a commit, which syncs the whole blob to disk.
 const COMMIT: Duration = Duration::from_secs(600);
+/// Longest wait for a blob that the store reads as a whole before it trusts it.
+const READ: Duration = Duration::from_secs(600);
 /// Longest value of a label that keeps room for its key. Source: containerd, labels package.
 const MAX_LABEL: usize = 4000;
 
@@ -77,12 +79,35 @@ impl Store {
         }
     }
 
-    /// Opens a blob. Errors: `NotFound` naming it.
+    /// Looks a blob up whose bytes are right; `None` when they must be fetched, for the first time or again.
+    pub(crate) async fn intact(&self, digest: &Digest) -> Result<Option<Blob>> {
+        let verify = Verify {
+            digest: digest.clone(),
+            doubt: false,
+        };
+        match self.bus.call(&self.ctx(READ), verify).await {
+            Ok(blob) => Ok(Some(blob)),
+            Err(error) if matches!(error.code, Code::NotFound | Code::DataLoss) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Tells the content store of bytes that did not fit: it looks itself, and hands them out no more when they are
+    /// damaged. Answers what it found.
+    pub(crate) async fn doubt(&self, digest: &Digest) -> Result<Blob> {
+        let verify = Verify {
+            digest: digest.clone(),
+            doubt: true,
+        };
+        self.bus.call(&self.ctx(READ), verify).await
+    }
+
+    /// Opens a blob. Errors: `NotFound` naming it; `DataLoss` when it is damaged.
     pub(crate) async fn open(&self, digest: &Digest) -> Result<(Blob, File)> {
         let opened = self
             .bus
             .call(
-                &self.ctx(DEFAULT_DEADLINE),
+                &self.ctx(READ),
                 Open {
                     digest: digest.clone(),
                 },
@@ -135,7 +160,7 @@ impl Store {
             total,
             restart: expected.is_none(),
         };
-        match self.bus.call(&self.ctx(DEFAULT_DEADLINE), request).await {
+        match self.bus.call(&self.ctx(READ), request).await {
             Ok(writer) => {
                 let pipe = writer.pipe.into_owned();
                 let pipe =

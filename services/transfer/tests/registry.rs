@@ -239,3 +239,32 @@ async fn an_index_of_which_one_platform_is_here_is_pushed_as_that_platform() -> 
     );
     Ok(())
 }
+
+#[actix_rt::test]
+async fn an_image_whose_blobs_are_damaged_is_whole_after_it_was_pulled_again() -> Outcome {
+    let registry = Registry::open()?;
+    let image = Image::index(&[
+        Image::new("amd64", &[1, 2], 300_000),
+        Image::new("arm64", &[1, 3], 1000),
+    ]);
+    let source = House::new()?;
+    image.store(&source.shelf);
+    let name = format!("{}/team/app:1", registry.name());
+    source.push(&name, &image.target, &anonymous()).await?;
+
+    let house = House::new()?;
+    house.pull(&name, &anonymous()).await?;
+    for (part, _) in &image.parts {
+        house.shelf.damage(&part.digest);
+    }
+    let plan = Plan {
+        target: image.target.clone(),
+        platform: "linux/amd64".into(),
+        shallow: false,
+    };
+    let (code, _) = message(house.bus().call(&ctx(), plan.clone()).await);
+    assert_eq!(code, Some(Code::DataLoss));
+    house.pull(&name, &anonymous()).await?;
+    house.bus().call(&ctx(), plan).await?;
+    Ok(())
+}

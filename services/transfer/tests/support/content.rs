@@ -4,11 +4,12 @@ use bus::testing::Fake;
 use contracts::{
     Code, Digest, Error, Fd, Labels, Ref, Result, Timestamp,
     content::{
-        Abort, Blob, Commit, Content, Follow, Growth, Open, Opened, Stat, Update, Write, Writer,
+        Abort, Blob, Commit, Content, Follow, Growth, Open, Opened, Stat, Update, Verify, Write,
+        Writer,
     },
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{Read, Seek, Write as _},
     os::fd::OwnedFd,
@@ -27,6 +28,7 @@ struct Inner {
     breaks: Vec<usize>,
     broken: bool,
     full: bool,
+    damaged: HashSet<Digest>,
     offsets: Vec<u64>,
 }
 
@@ -97,6 +99,11 @@ impl Shelf {
         self.inner().breaks = bytes.iter().rev().copied().collect();
     }
 
+    /// Damages a blob: it is written again by who fetches it.
+    pub fn damage(&self, digest: &Digest) {
+        self.inner().damaged.insert(digest.clone());
+    }
+
     /// Makes the disk full.
     pub fn fill(&self) {
         self.inner().full = true;
@@ -114,7 +121,8 @@ impl Shelf {
 
     pub fn fake(&self) -> Fake<Content> {
         let shelf = || self.clone();
-        let (a, b, c, d, e, f, g) = (
+        let (a, b, c, d, e, f, g, h) = (
+            shelf(),
             shelf(),
             shelf(),
             shelf(),
@@ -125,6 +133,7 @@ impl Shelf {
         );
         Fake::<Content>::new("local")
             .on(move |_, stat: Stat| a.stat(&stat.digest))
+            .on(move |_, verify: Verify| h.verify(&verify))
             .on(move |_, open: Open| b.open(&open.digest))
             .on(move |_, update: Update| c.update(update))
             .on(move |_, write: Write| d.write(write))
@@ -151,8 +160,19 @@ impl Shelf {
         })
     }
 
+    fn verify(&self, verify: &Verify) -> Result<Blob> {
+        let damaged = self.inner().damaged.contains(&verify.digest);
+        match damaged {
+            true => Err(Error::data_loss("content: is damaged")),
+            false => self.stat(&verify.digest),
+        }
+    }
+
     fn open(&self, digest: &Digest) -> Result<Opened> {
-        let blob = self.stat(digest)?;
+        let blob = self.verify(&Verify {
+            digest: digest.clone(),
+            doubt: false,
+        })?;
         let bytes = self.get(digest).unwrap_or_default();
         let file = tempfile::tempfile().and_then(|mut file| {
             file.write_all(&bytes)?;
@@ -175,11 +195,9 @@ impl Shelf {
 
     fn write(&self, write: Write) -> Result<Writer> {
         let mut inner = self.inner();
-        if write
-            .expected
-            .as_ref()
-            .is_some_and(|digest| inner.blobs.contains_key(digest))
-        {
+        if write.expected.as_ref().is_some_and(|digest| {
+            inner.blobs.contains_key(digest) && !inner.damaged.contains(digest)
+        }) {
             return Err(Error::exists("content: is there"));
         }
         if inner.full {
@@ -236,6 +254,7 @@ impl Shelf {
                 commit.r#ref
             )));
         }
+        self.inner().damaged.remove(&digest);
         self.inner()
             .blobs
             .insert(digest.clone(), (ingest.bytes, commit.labels));
