@@ -269,6 +269,12 @@ pub struct Created {
     pub image: String,
     /// Shim name.
     pub runtime: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its snapshot; empty for none.
+    pub snapshot_key: String,
+    /// As [`Container::version`].
+    pub version: u64,
 }
 
 /// A record changed.
@@ -282,6 +288,8 @@ pub struct Updated {
     pub labels: Labels,
     /// Its snapshot; empty for none.
     pub snapshot_key: String,
+    /// As [`Container::version`].
+    pub version: u64,
 }
 
 /// A record went away.

@@ -24,6 +24,7 @@ service! {
     } emits {
         "/content/create" => Created;
         "/content/delete" => Deleted;
+        "/content/update" => Updated;
     }
 }
 
@@ -219,6 +220,8 @@ pub struct Created {
     pub digest: Digest,
     /// Bytes.
     pub size: u64,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// A blob's record went away.
@@ -240,4 +243,13 @@ pub struct Verify {
     /// Whether somebody found bytes that do not fit: they are read whatever is known of them.
     #[serde(default)]
     pub doubt: bool,
+}
+
+/// A blob's labels changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Updated {
+    /// Which blob.
+    pub digest: Digest,
+    /// Its labels.
+    pub labels: Labels,
 }

@@ -128,6 +128,10 @@ pub struct Created {
     pub name: ImageName,
     /// Its labels.
     pub labels: Labels,
+    /// What it stands for.
+    pub target: Descriptor,
+    /// As [`Image::version`].
+    pub version: u64,
 }
 
 /// A name changed.
@@ -137,6 +141,10 @@ pub struct Updated {
     pub name: ImageName,
     /// Its labels.
     pub labels: Labels,
+    /// What it stands for.
+    pub target: Descriptor,
+    /// As [`Image::version`].
+    pub version: u64,
 }
 
 /// A name went away.

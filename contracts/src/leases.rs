@@ -15,6 +15,10 @@ service! {
         write add(Add) -> ();
         write remove(Remove) -> ();
         read resources(Resources) -> Page<Resource>;
+    } emits {
+        "/leases/create" => Changed;
+        "/leases/update" => Changed;
+        "/leases/delete" => Deleted;
     }
 }
 
@@ -100,4 +104,22 @@ pub struct Resources {
     /// Which part; filters are ignored.
     #[serde(default)]
     pub paging: Paging,
+}
+
+/// A lease was made, or changed. What it holds is not told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Changed {
+    /// Its id.
+    pub id: LeaseId,
+    /// Its labels.
+    pub labels: Labels,
+    /// When it ends by itself; the end itself is told by the collector, later.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A lease was released, or has expired and was collected.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Deleted {
+    /// Its id.
+    pub id: LeaseId,
 }

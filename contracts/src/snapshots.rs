@@ -22,6 +22,7 @@ service! {
         "/snapshot/prepare" => Prepared;
         "/snapshot/commit" => Committed;
         "/snapshot/remove" => Removed;
+        "/snapshot/update" => Updated;
     }
 }
 
@@ -188,6 +189,10 @@ pub struct Prepared {
     pub parent: Option<SnapshotKey>,
     /// `overlayfs`, `native`.
     pub snapshotter: String,
+    /// Active or view.
+    pub kind: SnapshotKind,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// A snapshot was committed.
@@ -199,6 +204,10 @@ pub struct Committed {
     pub name: SnapshotKey,
     /// `overlayfs`, `native`.
     pub snapshotter: String,
+    /// Its parent.
+    pub parent: Option<SnapshotKey>,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 /// A snapshot was removed.
@@ -208,4 +217,15 @@ pub struct Removed {
     pub key: SnapshotKey,
     /// `overlayfs`, `native`.
     pub snapshotter: String,
+}
+
+/// Labels changed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Updated {
+    /// Key or name.
+    pub key: SnapshotKey,
+    /// `overlayfs`, `native`.
+    pub snapshotter: String,
+    /// Its labels.
+    pub labels: Labels,
 }

@@ -247,6 +247,9 @@ fn create(tx: &mut Tx<'_>, namespace: &Namespace, request: &Create) -> Result<Co
         id: request.id.clone(),
         image: text(request.image.as_ref()),
         runtime: request.runtime.name.clone(),
+        labels: container.labels.clone(),
+        snapshot_key: text(container.snapshot_key.as_ref()),
+        version: container.version,
     };
     tx.emit(Some(namespace), "/containers/create", &event)?;
     container.spec.clone_from(&request.spec);
@@ -285,6 +288,7 @@ fn changed(container: &Container) -> Updated {
         image: text(container.image.as_ref()),
         labels: container.labels.clone(),
         snapshot_key: text(container.snapshot_key.as_ref()),
+        version: container.version,
     }
 }
 

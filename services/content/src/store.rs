@@ -24,7 +24,7 @@ use crate::{
 use contracts::{
     Digest, LabelPatch, Labels, Namespace, OperationId, Page, Paging, Ref, Timestamp, check_labels,
     collect::{Node, Resource},
-    content::{self, Blob, Commit, Created, Deleted, Write},
+    content::{self, Blob, Commit, Created, Deleted, Updated, Write},
 };
 use filter::{Fields, Filters};
 use ledger::{Ledger, LedgerConfig, Snapshot, Table, Tx};
@@ -259,6 +259,7 @@ impl Store {
             patch.apply(&mut record.labels)?;
             record.updated_at = tx.now;
             tx.put(&BLOBS, &text, &record)?;
+            tell_labels(tx, &key, &record)?;
             Ok(record.blob(key.digest.clone()))
         };
         let updated = self.inner.ledger.write(Some(operation), update).await;
@@ -374,7 +375,8 @@ impl Store {
             let mut merged = record.labels.clone();
             merged.extend(labels.clone());
             check_labels(&merged)?;
-            if merged != record.labels {
+            let relabelled = merged != record.labels;
+            if relabelled {
                 (record.labels, record.updated_at) = (merged, tx.now);
             }
             tx.put(&BLOBS, &key.text(), &record)?;
@@ -385,8 +387,14 @@ impl Store {
                 tx.emit(
                     Some(&key.namespace),
                     "/content/create",
-                    &Created { digest, size },
+                    &Created {
+                        digest,
+                        size,
+                        labels: record.labels.clone(),
+                    },
                 )?;
+            } else if relabelled {
+                tell_labels(tx, &key, &record)?;
             }
             Ok(record.blob(key.digest.clone()))
         };
@@ -623,6 +631,14 @@ pub(crate) fn remove(tx: &mut Tx<'_>, key: &Key) -> Result<Option<u64>, Trouble>
     let digest = key.digest.clone();
     tx.emit(Some(&key.namespace), "/content/delete", &Deleted { digest })?;
     Ok(Some(record.size))
+}
+
+fn tell_labels(tx: &mut Tx<'_>, key: &Key, record: &Record) -> Result<(), Trouble> {
+    let event = Updated {
+        digest: key.digest.clone(),
+        labels: record.labels.clone(),
+    };
+    Ok(tx.emit(Some(&key.namespace), "/content/update", &event)?)
 }
 
 struct Row<'a>(&'a Blob);

@@ -1,13 +1,44 @@
-//! Short lists whose owner knows no pages: filtered and cut here, so that every list has the same habits.
+//! Lists, so that every one has the same habits, and where to go on from one: list, then watch.
+//!
+//! The `version` of a list is the number of the newest event when its owner had not been asked yet. Whatever happens
+//! after what the list shows has a larger number, so `GET /v1/events?since=<version>` goes on exactly there. What
+//! happened just before may be told again, which is harmless to a reader that applies events by name. Of several pages
+//! the first one's version counts.
 
 use crate::convert::PageView;
 use crate::errors::Answer;
 use crate::request::{Request, ok};
-use contracts::{Error, Result};
+use contracts::events::Info;
+use contracts::{Error, Page, Result};
 use filter::{Fields, Filters};
 use serde::Serialize;
 use serde_json::Value;
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
+
+/// How long a list waits for the log. Without its answer the version is 0: who watches from there misses nothing either.
+const LOG: Duration = Duration::from_secs(1);
+
+/// Where a watch goes on that begins with a list which is read after this.
+pub(crate) async fn version(request: &Request) -> u64 {
+    // A log that is known to be stuck must not slow down lists of what is well.
+    if !request.bus().is_ready::<Events>() {
+        return 0;
+    }
+    let ctx = request.ctx.clone().with_deadline(LOG);
+    let info = request.bus().call(&ctx, Info {}).await;
+    info.map_or(0, |info| info.last)
+}
+
+/// Answers one page of a list.
+pub(crate) async fn listed<T, F, R>(request: &Request, list: R) -> Answer
+where
+    T: From<F> + Serialize,
+    R: contracts::Request<Reply = Page<F>>,
+{
+    let version = version(request).await;
+    let page = PageView::<T>::of(request.call(list).await?);
+    ok(PageView { version, ..page })
+}
 
 /// Answers the part of a whole list that the request asks for. Filter fields are the fields of the items.
 pub(crate) fn part<T: Serialize>(request: &Request, items: Vec<T>) -> Answer {

@@ -298,6 +298,8 @@ fn make(
         &Created {
             name: image.name.clone(),
             labels: image.labels.clone(),
+            target: image.target.clone(),
+            version: image.version,
         },
     )?;
     Ok(image)
@@ -313,6 +315,8 @@ fn change(tx: &mut Tx<'_>, ns: &Namespace, mut image: Image) -> Result<Image> {
         &Updated {
             name: image.name.clone(),
             labels: image.labels.clone(),
+            target: image.target.clone(),
+            version: image.version,
         },
     )?;
     Ok(image)

@@ -1,7 +1,9 @@
 //! What leases there are and what they hold. See the module page for the tables.
 
 use contracts::collect::{Count, Edge, Edges, Node, Removal, Resource, Swept};
-use contracts::leases::{Add, Create, Delete, Get, Lease, List, Remove, Resources, Update};
+use contracts::leases::{
+    Add, Changed, Create, Delete, Deleted, Get, Lease, List, Remove, Resources, Update,
+};
 use contracts::{
     Error, Labels, LeaseId, Namespace, OperationId, Page, Result, Timestamp, check_labels,
 };
@@ -81,6 +83,7 @@ impl Store {
                 };
                 forget(tx, &key)?;
                 tx.put(&LEASES, &key, &record)?;
+                tx.emit(Some(&ns), "/leases/create", &changed(&id, &record))?;
                 Ok(lease(id.clone(), record))
             })
             .await
@@ -126,6 +129,7 @@ impl Store {
                     record.expires_at = expiry(&record.labels, None, tx.now)?;
                 }
                 tx.put(&LEASES, &key, &record)?;
+                tx.emit(Some(&ns), "/leases/update", &changed(&update.id, &record))?;
                 Ok(lease(update.id.clone(), record))
             })
             .await
@@ -142,7 +146,11 @@ impl Store {
             .write(Some(op), move |tx| {
                 let key = key(&ns, &delete.id);
                 live(tx, &key)?.ok_or_else(|| missing(&delete.id))?;
-                Ok(forget(tx, &key)?)
+                forget(tx, &key)?;
+                let event = Deleted {
+                    id: delete.id.clone(),
+                };
+                Ok(tx.emit(Some(&ns), "/leases/delete", &event)?)
             })
             .await
     }
@@ -297,6 +305,7 @@ impl Store {
                 for key in &expired {
                     if live(tx, key)?.is_none() {
                         forget(tx, key)?;
+                        expired_now(tx, key)?;
                         gone.push(key.clone());
                     }
                 }
@@ -355,6 +364,23 @@ fn lease(id: LeaseId, record: Record) -> Lease {
         labels: record.labels,
         created_at: record.created_at,
         expires_at: record.expires_at,
+    }
+}
+
+fn changed(id: &LeaseId, record: &Record) -> Changed {
+    Changed {
+        id: id.clone(),
+        labels: record.labels.clone(),
+        expires_at: record.expires_at,
+    }
+}
+
+fn expired_now(tx: &mut Tx<'_>, key: &str) -> Result<(), Fault> {
+    let names =
+        split(key).and_then(|(ns, id)| Some((Namespace::new(ns).ok()?, LeaseId::new(id).ok()?)));
+    match names {
+        Some((ns, id)) => tx.emit(Some(&ns), "/leases/delete", &Deleted { id }),
+        None => Ok(()),
     }
 }
 

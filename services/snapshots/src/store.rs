@@ -1,5 +1,6 @@
 //! The rules of snapshots: which changes are allowed, in which order records and directories come and go.
 
+use crate::config::Config;
 use crate::driver::{Driver, Shape, wants_rebase};
 use crate::error::{Error, Result};
 use crate::folders::{Draft, Folders};
@@ -9,7 +10,7 @@ use crate::stamps::{Held, Stamps};
 use crate::tree;
 use contracts::collect::Resource;
 use contracts::snapshots::{
-    Commit, Committed, Info, Prepared, Removed, SnapshotKind, Update, Used,
+    Commit, Committed, Info, Prepared, Removed, SnapshotKind, Update, Updated, Used,
 };
 use contracts::{Labels, Mount, Namespace, OperationId, Page, Paging, SnapshotKey, check_labels};
 use filter::{Fields, Filters};
@@ -46,10 +47,10 @@ pub(crate) struct New {
 
 impl Store {
     /// Opens the store, or makes it. Blocks. Removes what a predecessor left, in the background.
-    pub(crate) fn open(root: &Path, driver: Box<dyn Driver>) -> Result<Self> {
+    pub(crate) fn open(root: &Path, driver: Box<dyn Driver>, config: &Config) -> Result<Self> {
         let ledger = Ledger::open(root.join("snapshots.redb"), LedgerConfig::FIRST)?;
         let next = ledger.read(record::next)?;
-        let folders = Folders::open(root, next)?;
+        let folders = Folders::open(root, next, config.sync)?;
         let (cleaning, known) = (Arc::downgrade(&folders), ledger.clone());
         folders.in_background(move || {
             let cleaned = cleaning
@@ -76,10 +77,12 @@ impl Store {
         let _held = self.hold(&new.ns, named.into_iter().flatten(), &new.labels);
         loop {
             let draft = self.draft(new.clone()).await?;
+            faults::point("snapshots.prepare.made");
             match self.write_down(&new, draft.as_ref(), op).await {
                 Err(Error::Overtaken) => {}
                 Err(error) => return Err(error),
                 Ok(shape) => {
+                    faults::point("snapshots.prepare.recorded");
                     // A repetition is answered with the first one's directory; its own goes.
                     draft
                         .filter(|(draft, _)| draft.number == shape.number)
@@ -143,6 +146,8 @@ impl Store {
                     key: new.key.clone(),
                     parent: new.parent.clone(),
                     snapshotter: snapshotter.into(),
+                    kind: new.kind,
+                    labels: new.labels.clone(),
                 };
                 tx.emit(Some(&new.ns), "/snapshot/prepare", &event)?;
                 Ok(shape(&record, chain))
@@ -198,6 +203,7 @@ impl Store {
         let synced = self.sync(ns.clone(), commit.key.clone());
         let (turn, synced) = tokio::join!(self.commits.lock(), synced);
         synced?;
+        faults::point("snapshots.commit.synced");
         let (snapshotter, rebases) = (self.driver.name(), self.driver.rebase());
         let write = self.ledger.write(Some(op), move |tx| {
             let before = found(tx, &ns, &commit.key)?;
@@ -208,6 +214,8 @@ impl Store {
                 key: commit.key.clone(),
                 name: commit.name.clone(),
                 snapshotter: snapshotter.into(),
+                parent: after.parent.clone(),
+                labels: after.labels.clone(),
             };
             Ok(tx.emit(Some(&ns), "/snapshot/commit", &event)?)
         });
@@ -215,10 +223,12 @@ impl Store {
         // Once looked at it is queued, and the next may follow.
         let looked = poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await;
         drop(turn);
-        match looked {
+        let done = match looked {
             Poll::Ready(done) => done,
             Poll::Pending => write.await,
-        }
+        };
+        faults::point("snapshots.commit.recorded");
+        done
     }
 
     /// Brings the directory itself to disk; the files in it are the business of who wrote them.
@@ -248,7 +258,9 @@ impl Store {
                 remove(tx, &ns, &key, snapshotter).map(|gone| gone.number)
             })
             .await?;
+        faults::point("snapshots.remove.recorded");
         self.folders.discard(number);
+        faults::point("snapshots.remove.moved");
         Ok(())
     }
 
@@ -270,6 +282,7 @@ impl Store {
         let set = update.labels.set.iter();
         let labels = set.filter_map(|(label, value)| Some((label.clone(), value.clone()?)));
         let _held = self.hold(&ns, [&update.key], &labels.collect());
+        let snapshotter = self.driver.name();
         self.ledger
             .write(Some(op), move |tx| {
                 let before = found(tx, &ns, &update.key)?;
@@ -278,6 +291,12 @@ impl Store {
                 after.updated_at = tx.now;
                 record::forget(tx, &ns, &update.key, &before)?;
                 record::add(tx, &ns, &update.key, &after)?;
+                let event = Updated {
+                    key: update.key.clone(),
+                    snapshotter: snapshotter.into(),
+                    labels: after.labels.clone(),
+                };
+                tx.emit(Some(&ns), "/snapshot/update", &event)?;
                 Ok(after.info(update.key.clone()))
             })
             .await
@@ -486,7 +505,7 @@ pub(crate) fn remove(
 }
 
 /// The directories that have a record.
-fn numbers(ledger: &Ledger) -> Result<HashSet<u64>> {
+pub(crate) fn numbers(ledger: &Ledger) -> Result<HashSet<u64>> {
     let mut numbers = HashSet::new();
     ledger.read(|look| {
         look.scan(&SNAPSHOTS, "", None, |_, record| {

@@ -4,9 +4,10 @@ use bus::testing::{Fake, LocalBus, LocalNode};
 use bus::{Bus, Ctx, Registration};
 use contracts::collect::Resource;
 use contracts::events::{Append, Events};
+use contracts::integrity::{Check, Cure, Damage, Finding, Mend};
 use contracts::leases::{Add, Leases};
-use contracts::snapshots::{Commit, Mounts, Prepare, Remove, Stat};
-use contracts::{Code, Error, LeaseId, Namespace, Result, SnapshotKey};
+use contracts::snapshots::{Commit, Mounts, Prepare, Remove, Stat, Update};
+use contracts::{Code, Error, LabelPatch, LeaseId, Namespace, Result, SnapshotKey};
 use std::cell::RefCell;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -146,19 +147,32 @@ async fn every_change_is_told_to_the_log() {
         name: key("done"),
         key: key("x"),
         parent: None,
-        labels: Default::default(),
+        labels: [("a".into(), "b".into())].into(),
     };
     bus.call(&ctx(), commit).await.unwrap();
+    let labels = LabelPatch {
+        replace: true,
+        set: Default::default(),
+    };
+    let update = Update {
+        key: key("done"),
+        labels,
+    };
+    bus.call(&ctx(), update).await.unwrap();
     bus.call(&ctx(), Remove { key: key("done") }).await.unwrap();
-    until("three events", || told.events.borrow().len() == 3).await;
+    until("four events", || told.events.borrow().len() == 4).await;
     let expected = [
         (
             "/snapshot/prepare",
-            r#"{"key":"x","parent":null,"snapshotter":"native"}"#,
+            r#"{"key":"x","parent":null,"snapshotter":"native","kind":"active","labels":{}}"#,
         ),
         (
             "/snapshot/commit",
-            r#"{"key":"x","name":"done","snapshotter":"native"}"#,
+            r#"{"key":"x","name":"done","snapshotter":"native","parent":null,"labels":{"a":"b"}}"#,
+        ),
+        (
+            "/snapshot/update",
+            r#"{"key":"done","snapshotter":"native","labels":{}}"#,
         ),
         (
             "/snapshot/remove",
@@ -317,4 +331,65 @@ async fn many_prepares_at_once_get_directories_of_their_own() {
     sources.sort();
     sources.dedup();
     assert_eq!(sources.len(), 100);
+}
+
+async fn check(bus: &Bus) -> Vec<Finding> {
+    let (mut found, mut token) = (Vec::new(), String::new());
+    loop {
+        let step = bus.call(&ctx(), Check { deep: true, token }).await.unwrap();
+        found.extend(step.findings);
+        token = step.next;
+        if token.is_empty() {
+            return found;
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn a_check_finds_lost_directories_and_those_of_nobody_and_mends_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, _) = start(dir.path(), snapshots::native());
+    let bus = node.bus();
+    prepare(&bus, &ctx(), "layer", None).await.unwrap();
+    let commit = Commit {
+        name: key("committed"),
+        key: key("layer"),
+        parent: None,
+        labels: Default::default(),
+    };
+    bus.call(&ctx(), commit).await.unwrap();
+    prepare(&bus, &ctx(), "active", None).await.unwrap();
+    assert_eq!(check(&bus).await, []);
+
+    let at = |path: &str| folder(dir.path(), "native", path);
+    std::fs::remove_dir_all(at("snapshots/1")).unwrap();
+    std::fs::remove_dir_all(at("snapshots/2")).unwrap();
+    std::fs::create_dir_all(at("snapshots/77/fs")).unwrap();
+    std::fs::create_dir(at("snapshots/junk")).unwrap();
+    let found = check(&bus).await;
+    let mut said: Vec<_> = found
+        .iter()
+        .map(|found| (found.subject.as_str(), found.damage, found.cure))
+        .collect();
+    said.sort_by_key(|(subject, ..)| *subject);
+    let expected = [
+        ("active", Damage::Missing, Cure::Rebuild),
+        ("committed", Damage::Missing, Cure::Fetch),
+        ("snapshots/77", Damage::Leftover, Cure::Remove),
+        ("snapshots/junk", Damage::Leftover, Cure::Remove),
+    ];
+    assert_eq!(said, expected);
+    for finding in found {
+        bus.call(&ctx(), Mend { finding }).await.unwrap();
+    }
+    assert_eq!(check(&bus).await, []);
+    let foreign = Finding {
+        damage: Damage::Leftover,
+        namespace: None,
+        subject: "snapshots/../snapshots.redb".into(),
+        what: String::new(),
+        cure: Cure::Remove,
+    };
+    let _ = bus.call(&ctx(), Mend { finding: foreign }).await;
+    assert!(at("snapshots.redb").exists());
 }

@@ -2,8 +2,9 @@
 
 use crate::convert::container::{ContainerBody, ContainerView};
 use crate::convert::task::{ExitView, TaskView};
-use crate::convert::{DryView, PageView, text};
+use crate::convert::{DryView, text};
 use crate::errors::{Answer, Problem};
+use crate::lists;
 use crate::param::{self, Kind, Param};
 use crate::request::{Accept, Request, created, nothing, ok, versioned};
 use crate::router::{Route, delete, get, patch, post};
@@ -161,9 +162,7 @@ async fn ended(request: &Request, id: &ContainerId) -> Result<Task> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<ContainerView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<ContainerView, _, _>(&request, List { paging }).await
 }
 
 async fn show(request: Request) -> Answer {

@@ -1,8 +1,9 @@
 //! Blobs. Their bytes come by a descriptor of the store, whole or in part.
 
 use crate::convert::content::BlobView;
-use crate::convert::{DryView, LabelBody, PageView};
+use crate::convert::{DryView, LabelBody};
 use crate::errors::{Answer, Problem};
+use crate::lists;
 use crate::pipe;
 use crate::range::{Wanted, wanted};
 use crate::request::{Request, nothing, ok};
@@ -42,9 +43,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<BlobView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<BlobView, _, _>(&request, List { paging }).await
 }
 
 async fn stat(request: &Request) -> Result<Blob> {

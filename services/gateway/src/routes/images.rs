@@ -1,8 +1,9 @@
 //! Images: names and what they stand for; pull, push, unpack.
 
 use crate::convert::image::{AuthBody, DescriptorView, ImageView, PulledView, access};
-use crate::convert::{DryView, LabelBody, PageView};
+use crate::convert::{DryView, LabelBody};
 use crate::errors::Answer;
+use crate::lists;
 use crate::request::{Request, nothing, ok, versioned};
 use crate::router::{Route, delete, get, patch, post, put};
 use crate::work::{self, WAIT, When};
@@ -185,9 +186,7 @@ async fn unpack(mut request: Request) -> Answer {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<ImageView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<ImageView, _, _>(&request, List { paging }).await
 }
 
 async fn show(request: Request) -> Answer {

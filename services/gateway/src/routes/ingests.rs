@@ -1,8 +1,8 @@
 //! Unfinished writes: bytes arrive in as many requests as it takes, then the ingest is committed.
 
-use crate::convert::PageView;
 use crate::convert::content::{BlobView, IngestView};
 use crate::errors::{Answer, Problem};
+use crate::lists;
 use crate::param::{self, Kind};
 use crate::pipe;
 use crate::range::{Placed, placed};
@@ -45,9 +45,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<IngestView>::of(
-        request.call(Ingests { paging }).await?,
-    ))
+    lists::listed::<IngestView, _, _>(&request, Ingests { paging }).await
 }
 
 async fn status(request: &Request, name: &Ref) -> Result<Ingest> {

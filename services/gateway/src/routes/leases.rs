@@ -1,8 +1,9 @@
 //! Leases: what they hold stays until they are released or expire.
 
 use crate::convert::lease::{LeaseView, ResourceView};
-use crate::convert::{DryView, LabelBody, PageView};
+use crate::convert::{DryView, LabelBody};
 use crate::errors::{Answer, Problem};
+use crate::lists;
 use crate::request::{Request, created, encode, nothing, ok};
 use crate::router::{Route, delete, get, patch, post};
 use contracts::LeaseId;
@@ -49,9 +50,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<LeaseView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<LeaseView, _, _>(&request, List { paging }).await
 }
 
 /// A lease to make.
@@ -109,7 +108,7 @@ async fn resources(request: Request) -> Answer {
         id: request.part("id")?,
         paging: request.paging()?,
     };
-    ok(PageView::<ResourceView>::of(request.call(resources).await?))
+    lists::listed::<ResourceView, _, _>(&request, resources).await
 }
 
 /// What to hold, or no longer to hold.

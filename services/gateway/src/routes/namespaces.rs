@@ -1,8 +1,9 @@
 //! Namespaces: the tenants of the node.
 
 use crate::convert::namespace::NamespaceView;
-use crate::convert::{DryView, LabelBody, PageView};
+use crate::convert::{DryView, LabelBody};
 use crate::errors::Answer;
+use crate::lists;
 use crate::request::{Request, nothing, ok};
 use crate::router::{Route, delete, get, patch, put};
 use contracts::Result;
@@ -36,9 +37,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<NamespaceView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<NamespaceView, _, _>(&request, List { paging }).await
 }
 
 async fn find(request: &Request) -> Result<NamespaceView> {

@@ -1,8 +1,9 @@
 //! Long work: listed, watched again, cancelled. How it begins is told where each kind of work is.
 
+use crate::convert::DryView;
 use crate::convert::operation::OperationView;
-use crate::convert::{DryView, PageView};
 use crate::errors::Answer;
+use crate::lists;
 use crate::param::{self, Param};
 use crate::request::{Accept, Request, ok};
 use crate::router::{Media, Route, delete, get};
@@ -40,8 +41,7 @@ fn place(request: &mut Request) -> Result<()> {
 async fn list(mut request: Request) -> Answer {
     place(&mut request)?;
     let paging = request.paging()?;
-    let page = request.call(List { paging }).await?;
-    ok(PageView::<OperationView>::of(page))
+    lists::listed::<OperationView, _, _>(&request, List { paging }).await
 }
 
 async fn show(mut request: Request) -> Answer {

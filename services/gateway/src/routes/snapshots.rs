@@ -101,9 +101,9 @@ async fn drivers(request: Request) -> Answer {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<SnapshotView>::of(
-        ask(&request, List { paging }).await?,
-    ))
+    let version = lists::version(&request).await;
+    let page = PageView::<SnapshotView>::of(ask(&request, List { paging }).await?);
+    ok(PageView { version, ..page })
 }
 
 async fn find(request: &Request, key: SnapshotKey) -> Result<SnapshotView> {

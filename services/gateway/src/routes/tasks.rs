@@ -2,8 +2,9 @@
 
 use super::logs::EXEC;
 use crate::convert::task::{ExitView, MetricsView, TaskView};
-use crate::convert::{DryView, PageView, text};
+use crate::convert::{DryView, text};
 use crate::errors::Answer;
+use crate::lists;
 use crate::param::{self, Kind};
 use crate::request::{Request, created, nothing, ok};
 use crate::router::{Route, delete, get, post};
@@ -78,9 +79,7 @@ pub(super) fn routes() -> Vec<Route> {
 
 async fn list(request: Request) -> Answer {
     let paging = request.paging()?;
-    ok(PageView::<TaskView>::of(
-        request.call(List { paging }).await?,
-    ))
+    lists::listed::<TaskView, _, _>(&request, List { paging }).await
 }
 
 /// A task to set up.
