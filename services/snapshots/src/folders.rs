@@ -24,6 +24,8 @@ pub(crate) struct Folders {
     remover: mpsc::Sender<Job>,
     /// Whether new directories can be given to root.
     chown: bool,
+    /// Whether directories are flushed.
+    durable: bool,
 }
 
 /// A directory that goes away unless it is kept.
@@ -51,7 +53,7 @@ impl Drop for Draft {
 
 impl Folders {
     /// Opens the tree below `root`, or makes it. No record has a number from `next` on.
-    pub(crate) fn open(root: &Path, next: u64) -> Result<Arc<Self>> {
+    pub(crate) fn open(root: &Path, next: u64, durable: bool) -> Result<Arc<Self>> {
         for (name, mode) in [("snapshots", 0o700), ("removing", 0o700), ("empty", 0o755)] {
             directory(&root.join(name), mode)?;
         }
@@ -65,6 +67,7 @@ impl Folders {
             drafts: Mutex::default(),
             remover: start_remover()?,
             chown: capable,
+            durable,
         };
         folders.give_to_root(&folders.empty())?;
         Ok(Arc::new(folders))
@@ -137,6 +140,9 @@ impl Folders {
 
     /// Returns when the directory's entries are on disk. Blocks.
     pub(crate) fn sync(&self, number: u64) -> Result<()> {
+        if !self.durable {
+            return Ok(());
+        }
         let fs = self.fs(number);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(&fs, flags, Mode::empty())
@@ -188,6 +194,41 @@ impl Folders {
             }
         }
         Ok(())
+    }
+
+    /// How many directories there are, and the names of those that nobody knows. Blocks. As for [`Folders::clean`].
+    pub(crate) fn strays(
+        &self,
+        known: impl FnOnce() -> Result<HashSet<u64>>,
+    ) -> Result<(u64, Vec<String>)> {
+        let there: Vec<String> = names(&self.root.join("snapshots"))?
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        let drafts = self.drafts().clone();
+        let known = known()?;
+        let is_stray = |name: &&String| match name.parse() {
+            Ok(number) => {
+                !drafts.contains(&number)
+                    && !known.contains(&number)
+                    && self.folder(number).exists()
+            }
+            Err(_) => true,
+        };
+        let strays = there.iter().filter(is_stray).cloned().collect();
+        Ok((there.len() as u64, strays))
+    }
+
+    /// As [`Folders::discard`], for what has no number of ours for a name.
+    pub(crate) fn discard_named(&self, name: &str) {
+        if let Ok(number) = name.parse() {
+            return self.discard(number);
+        }
+        let from = self.root.join("snapshots").join(name);
+        let away = self.root.join("removing").join(name);
+        match rustix::fs::rename(&from, &away) {
+            Ok(()) => self.remove(away),
+            Err(error) => tracing::warn!(name, %error, "a leftover stays for now"),
+        }
     }
 
     fn drafts(&self) -> MutexGuard<'_, HashSet<u64>> {

@@ -14,13 +14,16 @@
 //! ```
 //!
 //! Order makes it safe without more than one fsync: a directory is made before its record and goes after it. A directory
-//! without a record is nobody's and is removed at the next start, in the background.
+//! without a record is nobody's and is removed at the next start, in the background. A committed snapshot's files are on
+//! disk before its record: whoever wrote them flushed the file system (`diff.sync`), this driver flushes the directory;
+//! `sync = false` leaves that out. `check.rs` answers the contract `integrity`: records and directories of one mind.
 //!
 //! **Layers in any order.** A snapshot prepared without a parent and with the label `gantry.io/rebase=true` (contracts,
 //! `REBASE`) will get its parent at commit (drivers with `rebase`). Its mounts are an overlay above an empty directory, so
 //! that whoever extracts a layer into it writes deletions in overlay's format into `upperdir`, as it would above a real
 //! parent. The bottom layer of an image is better prepared without the label: deletions there have nothing to hide.
 
+mod check;
 mod collection;
 mod config;
 mod driver;
@@ -38,7 +41,9 @@ mod tree;
 use bus::{Boot, Registration};
 use config::Config;
 use contracts::plugin::Privileges;
-use contracts::{collect::Collect, events::Events, leases::Leases, snapshots::Snapshots};
+use contracts::{
+    collect::Collect, events::Events, integrity::Integrity, leases::Leases, snapshots::Snapshots,
+};
 use service::SnapshotsService;
 
 /// Registers `snapshots/overlayfs`: layers are stacked by the kernel, nothing is copied.
@@ -81,6 +86,7 @@ pub fn native() -> Registration {
 fn registration(driver: &str) -> Registration {
     Registration::new::<Snapshots>(driver)
         .also::<Collect>()
+        .also::<Integrity>()
         .requires::<Events>()
         .requires::<Leases>()
 }

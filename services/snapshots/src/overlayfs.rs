@@ -172,7 +172,7 @@ mod tests {
 
     fn mounts(kind: SnapshotKind, layer: bool, chain: &[u64]) -> String {
         let dir = tempfile::tempdir().unwrap();
-        let folders = Folders::open(dir.path(), 1).unwrap();
+        let folders = Folders::open(dir.path(), 1, true).unwrap();
         let driver = Overlayfs {
             options: vec!["index=off".into()],
         };

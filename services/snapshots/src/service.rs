@@ -6,6 +6,7 @@ use crate::store::{New, Store};
 use actix::{Actor, Context, Handler};
 use bus::{Boot, Bus, Call, Ctx, Reply, Routes, on_disk};
 use contracts::collect::{Begin, Mark, References, Resource, Roots, Sweep, Tally};
+use contracts::integrity::{Check, Mend};
 use contracts::snapshots::{
     Commit, Driver as AskDriver, DriverInfo, List, Mounts, Prepare, Remove, SnapshotKind, Stat,
     Update, Usage, View,
@@ -21,7 +22,7 @@ pub(crate) struct SnapshotsService {
 
 impl SnapshotsService {
     pub(crate) fn start(driver: Box<dyn Driver>, boot: Boot<Config>) -> Result<Self> {
-        let store = Store::open(boot.root(), driver)?;
+        let store = Store::open(boot.root(), driver, &boot.config)?;
         ledger::deliver(&store.ledger, &boot.bus);
         Ok(Self {
             store: Arc::new(store),
@@ -75,6 +76,24 @@ pub(crate) fn routes() -> Routes<SnapshotsService> {
         .on::<Mark>()
         .on::<Sweep>()
         .on::<Tally>()
+        .on::<Check>()
+        .on::<Mend>()
+}
+
+impl Handler<Call<Check>> for SnapshotsService {
+    type Result = Reply<Check>;
+    fn handle(&mut self, call: Call<Check>, _: &mut Context<Self>) -> Self::Result {
+        let store = self.store.clone();
+        on_disk(move || store.check(&call.body))
+    }
+}
+
+impl Handler<Call<Mend>> for SnapshotsService {
+    type Result = Reply<Mend>;
+    fn handle(&mut self, call: Call<Mend>, _: &mut Context<Self>) -> Self::Result {
+        let store = self.store.clone();
+        on_disk(move || store.mend(&call.body))
+    }
 }
 
 impl Handler<Call<AskDriver>> for SnapshotsService {
@@ -241,5 +260,10 @@ mod tests {
                 .is_empty()
         );
         assert!(routes.missing::<contracts::collect::Collect>().is_empty());
+        assert!(
+            routes
+                .missing::<contracts::integrity::Integrity>()
+                .is_empty()
+        );
     }
 }
