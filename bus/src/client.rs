@@ -156,6 +156,12 @@ impl Bus {
         self.inner.services.get(S::NAME).map_or(&[], Vec::as_slice)
     }
 
+    /// Whether the one plugin that answers contract `S` is ready, as far as the supervisor has told: for what a caller can
+    /// do without and would rather not wait for.
+    pub fn is_ready<S: Service>(&self) -> bool {
+        self.only::<S>().is_ok_and(|link| link.is_ready())
+    }
+
     /// Every plugin that may be called, by id.
     pub fn all_peers(&self) -> impl Iterator<Item = &PluginId> {
         self.inner.links.keys()

@@ -260,6 +260,11 @@ impl Link {
         }
     }
 
+    /// Whether the peer is ready, as far as the supervisor has told.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.standing.borrow().state == State::Ready
+    }
+
     fn refuse_when_failed(&self) -> Result<()> {
         match self.standing.borrow().state {
             State::Failed | State::Stopped => Err(self.unavailable()),

@@ -414,6 +414,9 @@ async fn at_the_deadline_of_a_stuck_peer_its_plugin_cause_and_chain_are_named() 
     let stuck = PluginId::new("events/log").unwrap();
     let chain = vec![link.peer.clone(), stuck.clone()];
     let cause = "events/log is degraded: it does not answer since noon";
+    assert!(!link.is_ready(), "not before it is told");
+    link.stands(State::Ready, String::new(), Vec::new());
+    assert!(link.is_ready());
     link.stands(State::Degraded, cause.into(), chain.clone());
     let call = link.call(request(10), Vec::new(), within(Duration::from_millis(20)));
     let error = call.await.unwrap_err();
