@@ -5,6 +5,7 @@
 //! puts its own first token. Findings that [`mend`] answers with `None` are the owner's.
 
 use crate::{Fault, Ledger};
+use contracts::Error;
 use contracts::integrity::{Checked, Cure, Damage, Finding, Mended};
 use std::path::Path;
 
@@ -76,6 +77,16 @@ pub fn mend(ledger: &Ledger, finding: &Finding) -> Result<Option<Mended>, Fault>
         Damage::Store | Damage::Record => Err(Fault::Stopped(ledger.path().to_owned())),
         _ => Ok(None),
     }
+}
+
+/// The whole answer to a mend, of an owner that has nothing but its ledger.
+///
+/// Errors: `FailedPrecondition` for what is mended while the owner is stopped, or is none of the ledger's.
+pub fn mend_only(ledger: &Ledger, finding: &Finding) -> contracts::Result<Mended> {
+    mend(ledger, finding)?.ok_or_else(|| {
+        let (file, subject) = (ledger.path().display(), &finding.subject);
+        Error::precondition(format!("{subject}: is nothing that {file} could mend"))
+    })
 }
 
 /// Looks at the file of a store whose owner does not run, and rebuilds it when `repair` says so. Blocks.

@@ -31,15 +31,18 @@ use bus::{Boot, Registration};
 use contracts::collect::Collect;
 use contracts::containers::Containers;
 use contracts::events::Events;
+use contracts::integrity::Integrity;
 use contracts::plugin::Privileges;
 use service::ContainersService;
 
 /// The facts the supervisor needs before any process exists, then the one function that starts it.
 pub fn plugin() -> Registration {
     Registration::new::<Containers>("local")
+        .also::<Integrity>()
         .also::<Collect>()
         .requires::<Events>()
         .privileges(Privileges::NONE)
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<Config>| {
             let store = Store::open(boot.root(), boot.config.cache_bytes)?;
             Ok(ContainersService::new(store, &boot.bus))

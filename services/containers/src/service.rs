@@ -1,5 +1,9 @@
 //! The actor: contract messages → store, generator and collector's answers.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::collect;
 use crate::host::ThisHost;
 use crate::references;
@@ -10,6 +14,7 @@ use bus::{Bus, Call, Reply, Routes, on_disk};
 use contracts::Result;
 use contracts::collect::{Begin, Mark, References, Roots, Sweep, Tally};
 use contracts::containers::{Create, Delete, Generate, Get, List, Update};
+use contracts::integrity::{Check, Mend};
 use ledger::Late;
 use std::sync::Arc;
 
@@ -38,6 +43,8 @@ impl Actor for ContainersService {
 /// Which messages are answered.
 pub(crate) fn routes() -> Routes<ContainersService> {
     Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Create>()
         .on::<Get>()
         .on::<List>()

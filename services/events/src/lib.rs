@@ -18,12 +18,14 @@ mod store;
 pub use config::Config;
 
 use bus::{Boot, Registration};
-use contracts::{events::Events, plugin::Privileges};
+use contracts::{events::Events, integrity::Integrity, plugin::Privileges};
 
 /// Registers `events/log`.
 pub fn plugin() -> Registration {
     Registration::new::<Events>("log")
+        .also::<Integrity>()
         .privileges(Privileges::NONE)
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<Config>| {
             let store = store::Store::open(&boot.root().join("log.redb"), &boot.config)?;
             Ok(service::EventsService::new(store))

@@ -1,11 +1,16 @@
 //! The actor in front of the log.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::reader::subscribe;
 use crate::store::{BATCH, Store};
 use actix::{Actor, Context, Handler};
 use bus::{Call, Open, Reply, Routes, Streaming, items, on_disk};
 use contracts::Error;
 use contracts::events::{Append, Info, List, Publish, Subscribe};
+use contracts::integrity::{Check, Mend};
 use filter::Filters;
 use std::time::Duration;
 
@@ -55,6 +60,8 @@ async fn retain(store: &Store) {
 
 pub(crate) fn routes() -> Routes<EventsService> {
     Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Append>()
         .on::<Publish>()
         .on::<List>()

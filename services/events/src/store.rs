@@ -116,6 +116,11 @@ impl Store {
         })
     }
 
+    /// The file.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// Stores the rows of an outbox that the log does not have. Answers the newest number of the log.
     pub(crate) async fn append(&self, append: Append) -> Result<u64, Trouble> {
         let config = self.config;

@@ -15,13 +15,15 @@ mod service;
 mod store;
 
 use bus::{Boot, Registration};
-use contracts::{collect::Collect, events::Events, images::Images};
+use contracts::{collect::Collect, events::Events, images::Images, integrity::Integrity};
 
 /// Registers `images/local`.
 pub fn plugin() -> Registration {
     Registration::new::<Images>("local")
+        .also::<Integrity>()
         .also::<Collect>()
         .requires::<Events>()
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<config::Config>| {
             let store = store::Store::open(boot.root())?;
             Ok(service::ImagesService::new(store, &boot.bus))

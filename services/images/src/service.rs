@@ -1,11 +1,16 @@
 //! The actor: contract messages → store.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::store::{self, Store};
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Reply, Routes, on_disk};
 use contracts::Result;
 use contracts::collect::{Begin, Mark, References, Roots, Sweep, Swept, Tally};
 use contracts::images::{Create, Delete, Get, Image, List, Put, Tag, Update};
+use contracts::integrity::{Check, Mend};
 use ledger::Late;
 
 /// Answers `images` and `collect`.
@@ -49,6 +54,8 @@ impl Actor for ImagesService {
 /// Which messages are answered.
 pub(crate) fn routes() -> Routes<ImagesService> {
     let own = Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Get>()
         .on::<List>()
         .on::<Create>()

@@ -17,13 +17,15 @@ mod service;
 mod store;
 
 use bus::{Boot, Registration};
-use contracts::{collect::Collect, events::Events, leases::Leases};
+use contracts::{collect::Collect, events::Events, integrity::Integrity, leases::Leases};
 
 /// Registers `leases/local`.
 pub fn plugin() -> Registration {
     Registration::new::<Leases>("local")
+        .also::<Integrity>()
         .also::<Collect>()
         .requires::<Events>()
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<config::Config>| {
             let store = store::Store::open(boot.root())?;
             Ok(service::LeasesService::new(store, &boot.bus))

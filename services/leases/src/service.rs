@@ -1,9 +1,14 @@
 //! The actor: contract messages → store.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::store::Store;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Reply, Routes, on_disk};
 use contracts::collect::{Begin, Edge, Mark, Node, References, Resource, Roots, Sweep, Tally};
+use contracts::integrity::{Check, Mend};
 use contracts::leases::{Add, Create, Delete, Get, List, Remove, Resources, Update};
 use contracts::{Result, Timestamp};
 use ledger::Late;
@@ -31,6 +36,8 @@ impl Actor for LeasesService {
 /// Which messages are answered.
 pub(crate) fn routes() -> Routes<LeasesService> {
     let own = Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Create>()
         .on::<Get>()
         .on::<List>()

@@ -17,6 +17,7 @@ use contracts::containers::Containers;
 use contracts::content::Content;
 use contracts::events::Events;
 use contracts::images::Images;
+use contracts::integrity::Integrity;
 use contracts::leases::Leases;
 use contracts::namespaces::Namespaces;
 use contracts::snapshots::Snapshots;
@@ -24,12 +25,14 @@ use contracts::snapshots::Snapshots;
 /// Registers `namespaces/local`.
 pub fn plugin() -> Registration {
     Registration::new::<Namespaces>("local")
+        .also::<Integrity>()
         .requires::<Events>()
         .requires::<Leases>()
         .requires::<Content>()
         .requires::<Snapshots>()
         .requires::<Images>()
         .requires::<Containers>()
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<config::Config>| {
             let store = store::Store::open(boot.root())?;
             Ok(service::NamespacesService::new(store, boot.bus))

@@ -1,9 +1,14 @@
 //! The actor: contract messages → store, and the question to all owners what a namespace holds.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::store::{Store, missing};
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Reply, Routes};
 use contracts::collect::{Count, Tally};
+use contracts::integrity::{Check, Mend};
 use contracts::namespaces::{Delete, Get, Info, List, Put, Update};
 use contracts::{Error, Labels, Namespace, Page, PluginId, Result};
 use contracts::{
@@ -35,6 +40,8 @@ impl Actor for NamespacesService {
 /// Which messages are answered.
 pub(crate) fn routes() -> Routes<NamespacesService> {
     Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Get>()
         .on::<List>()
         .on::<Put>()

@@ -43,13 +43,14 @@ mod work;
 use bus::{Boot, Registration};
 use contracts::{
     containers::Containers, content::Content, diff::Diff, events::Events, gc::Gc, images::Images,
-    leases::Leases, namespaces::Namespaces, operations::Operations, snapshots::Snapshots,
-    tasks::Tasks, transfer::Transfer,
+    integrity::Integrity, leases::Leases, namespaces::Namespaces, operations::Operations,
+    snapshots::Snapshots, tasks::Tasks, transfer::Transfer,
 };
 
 /// Registers `operations/local`.
 pub fn plugin() -> Registration {
     Registration::new::<Operations>("local")
+        .also::<Integrity>()
         .requires::<Events>()
         .requires::<Leases>()
         .requires::<Namespaces>()
@@ -61,6 +62,7 @@ pub fn plugin() -> Registration {
         .requires::<Containers>()
         .requires::<Tasks>()
         .requires::<Gc>()
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<config::Config>| {
             let store = store::Store::open(boot.root())?;
             service::OperationsService::new(store, boot.bus, boot.config)

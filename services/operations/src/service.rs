@@ -1,5 +1,9 @@
 //! The actor: starts, watches and cancels work, and picks up what a crash left.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::board::Board;
 use crate::config::Config;
 use crate::run::{Run, Shared};
@@ -7,6 +11,7 @@ use crate::store::{Begin, Keep, Record, Store, described, journaled};
 use crate::work;
 use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Open, Reply, Routes, Streaming, items, on_disk};
+use contracts::integrity::{Check, Mend};
 use contracts::operations::{
     Cancel, Claim, Get, List, Operation, Outcome, Settle, Start, State, Watch, Work,
 };
@@ -78,6 +83,8 @@ impl Actor for OperationsService {
 /// Which messages are answered.
 pub(crate) fn routes() -> Routes<OperationsService> {
     Routes::default()
+        .on::<Check>()
+        .on::<Mend>()
         .on::<Start>()
         .on::<Get>()
         .on::<List>()

@@ -76,8 +76,13 @@ fn state(state: State) -> &'static str {
 
 impl Store {
     pub(crate) fn open(root: &Path) -> Result<Self> {
+        // Collecting is an operation: its journal must have room on a disk that it makes room on.
+        let config = LedgerConfig {
+            essential: true,
+            ..LedgerConfig::FIRST
+        };
         Ok(Self {
-            ledger: Ledger::open(root.join("operations.redb"), LedgerConfig::FIRST)?,
+            ledger: Ledger::open(root.join("operations.redb"), config)?,
         })
     }
 

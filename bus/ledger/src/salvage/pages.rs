@@ -113,12 +113,12 @@ impl<'a> Pages<'a> {
     /// The page of `root`, when it is the page that was written there.
     pub(super) fn node(&self, root: &Root) -> Option<Node<'a>> {
         let page = self.bytes.get(self.place(root.page)?)?;
-        let (node, end) = match page.first()? {
-            &LEAF => {
+        let (node, end) = match *page.first()? {
+            LEAF => {
                 let (entries, end) = leaf(page, count(page)?)?;
                 (Node::Leaf(entries), end)
             }
-            &BRANCH => {
+            BRANCH => {
                 let (children, end) = branch(page)?;
                 (Node::Branch(children), end)
             }
