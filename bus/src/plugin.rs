@@ -318,7 +318,9 @@ async fn run(
 }
 
 fn control_stream() -> std::io::Result<UnixStream> {
-    let stream = std::os::unix::net::UnixStream::from(rustix::io::dup(std::io::stdin())?);
+    // Nobody whom this process starts may speak for it.
+    let socket = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?;
+    let stream = std::os::unix::net::UnixStream::from(socket);
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }
