@@ -10,7 +10,7 @@ use crate::token::Token;
 use crate::waits::Waits;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpRequest, HttpResponse, web};
-use bus::Bus;
+use bus::{Bus, server::Busy};
 use contracts::Error;
 use std::{rc::Rc, time::Duration};
 
@@ -27,6 +27,8 @@ pub(crate) struct Edge {
     pub(crate) metrics: Metrics,
     /// Requests that wait for tasks or follow their logs.
     pub(crate) waits: Waits,
+    /// What is in flight in this process, and whether it is to end.
+    pub(crate) busy: Rc<Busy>,
     /// How often an idle stream shows that it lives.
     pub(crate) heartbeat: Duration,
 }

@@ -50,6 +50,7 @@ mod signal;
 mod stream;
 mod tls;
 mod token;
+mod visit;
 mod waits;
 mod work;
 

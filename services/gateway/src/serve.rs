@@ -6,6 +6,7 @@
 use crate::edge::Edge;
 use crate::tls::{self, Acceptor};
 use crate::token::Token;
+use crate::visit::{Line, Visit};
 use actix_http::HttpService;
 use actix_service::{IntoServiceFactory, Service, ServiceFactory, map_config};
 use actix_web::dev::AppConfig;
@@ -23,9 +24,16 @@ const BREATH: Duration = Duration::from_millis(50);
 
 /// Answers connections of a Unix socket, where the file's mode decides who may ask.
 pub(crate) async fn unix(edge: Rc<Edge>, listener: UnixListener) {
+    let busy = edge.busy.clone();
     let serve = connections(edge, None).await;
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            // The socket stays open elsewhere: who connects now is answered by the successor.
+            () = busy.ending() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, _)) => serve(Box::new(stream), None),
             Err(error) => rest(&error).await,
         }
@@ -39,10 +47,16 @@ pub(crate) async fn tcp(
     token: Rc<Token>,
     tls: Option<Acceptor>,
 ) {
+    let busy = edge.busy.clone();
     let known = Rc::new(connections(edge.clone(), None).await);
     let serve = Rc::new(connections(edge, Some(token)).await);
     loop {
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = busy.ending() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 rest(&error).await;
@@ -82,11 +96,20 @@ async fn connections(
     edge: Rc<Edge>,
     token: Option<Rc<Token>>,
 ) -> impl Fn(Stream, Option<SocketAddr>) {
+    let busy = edge.busy.clone();
     let app = move || {
         let (edge, token) = (edge.clone(), token.clone());
         App::new().default_service(web::to(move |http: HttpRequest, body: web::Payload| {
             let (edge, token) = (edge.clone(), token.clone());
-            async move { edge.handle(http, body, token.as_deref()).await }
+            async move {
+                let asking = http.conn_data::<Rc<Visit>>().map(Visit::ask);
+                let busy = edge.busy.clone();
+                let response = edge.handle(http, body, token.as_deref()).await;
+                match asking {
+                    Some(asking) => asking.answer(response, &busy),
+                    None => response,
+                }
+            }
         }))
     };
     let app = map_config(app().into_factory(), |()| AppConfig::default());
@@ -95,6 +118,9 @@ async fn connections(
         .client_request_timeout(HEAD)
         // A client that stopped listening is gone: what was done for it is dropped.
         .h1_allow_half_closed(false)
+        .on_connect_ext(|line: &Line<Stream>, data: &mut actix_http::Extensions| {
+            data.insert(line.visit.clone());
+        })
         .h1(app)
         .new_service(())
         .await
@@ -103,9 +129,19 @@ async fn connections(
         let Ok(service) = service.clone() else {
             return tracing::error!("the HTTP service could not be made");
         };
+        let busy = busy.clone();
         actix::spawn(async move {
-            if let Err(error) = service.call((stream, peer)).await {
-                tracing::debug!(%error, "connection");
+            let _open = busy.enter();
+            let visit = Rc::<Visit>::default();
+            let line = Line {
+                io: stream,
+                visit: visit.clone(),
+            };
+            tokio::select! {
+                served = service.call((line, peer)) => if let Err(error) = served {
+                    tracing::debug!(%error, "connection");
+                },
+                () = visit.over(&busy) => {}
             }
         });
     }

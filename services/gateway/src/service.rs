@@ -10,8 +10,13 @@ use crate::{routes, serve};
 use actix::{Actor, Context};
 use bus::{Boot, Routes};
 use contracts::{Error, Result};
-use std::{net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration, time::Instant};
 use tokio::task::JoinHandle;
+
+/// How long a predecessor may hold an address still.
+const LETTING_GO: Duration = Duration::from_secs(1);
+/// Between two attempts to take it over.
+const BREATH: Duration = Duration::from_millis(5);
 
 /// Keeps the listeners; they close when it ends.
 pub(crate) struct GatewayService {
@@ -42,6 +47,7 @@ impl GatewayService {
         let token_file = boot.config.token_file(boot.root());
         let edge = Rc::new(Edge {
             bus: boot.bus,
+            busy: boot.busy,
             table: Table::new(routes::all()),
             metrics: Metrics::default(),
             waits: Waits::default(),
@@ -77,11 +83,22 @@ impl GatewayService {
     }
 }
 
+fn is_taken(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
+}
+
+/// Opens a TCP listener. A predecessor that retires lets go of the address as soon as it hears of it.
 fn listen(address: SocketAddr) -> Result<tokio::net::TcpListener> {
     let open = || {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         tokio::net::TcpListener::from_std(listener)
     };
-    open().map_err(|e| Error::precondition(format!("listen {address}: {e}")))
+    let patience = Instant::now() + LETTING_GO;
+    let mut listener = open();
+    while listener.as_ref().is_err_and(is_taken) && Instant::now() < patience {
+        std::thread::sleep(BREATH);
+        listener = open();
+    }
+    listener.map_err(|e| Error::precondition(format!("listen {address}: {e}")))
 }

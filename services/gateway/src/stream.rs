@@ -6,9 +6,10 @@
 use crate::request::Accept;
 use actix_web::http::header;
 use actix_web::{HttpResponse, HttpResponseBuilder, web::Bytes};
+use bus::server::Busy;
 use contracts::{Error, Result};
 use futures_util::{Stream, StreamExt, stream};
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, rc::Rc, time::Duration};
 use tokio::sync::mpsc;
 
 /// How many items a producer may be ahead of its reader.
@@ -115,6 +116,28 @@ impl std::fmt::Display for Cut {
 }
 
 impl std::error::Error for Cut {}
+
+/// Breaks an answer off when this process is to end, so that nobody takes a part for the whole.
+pub(crate) fn until_ending<T: 'static>(
+    items: impl Stream<Item = Result<T>> + 'static,
+    busy: Rc<Busy>,
+) -> Local<Result<T>> {
+    let items = Some(items.boxed_local());
+    let next = move |items: Option<Local<Result<T>>>| {
+        let busy = busy.clone();
+        async move {
+            let mut items = items?;
+            tokio::select! {
+                item = items.next() => Some((item?, Some(items))),
+                () = busy.ending() => {
+                    let why = "this gateway is being replaced; ask again for what comes after this";
+                    Some((Err(Error::unavailable(why)), None))
+                }
+            }
+        }
+    };
+    stream::unfold(items, next).boxed_local()
+}
 
 fn with_heartbeat(
     items: impl Stream<Item = Bytes> + 'static,

@@ -83,6 +83,9 @@ async fn follow(request: Request) -> Answer {
         return Err(error.clone().into());
     }
     let records = batches.flat_map(|batch| futures_util::stream::iter(records(batch)));
+    // It never ends by itself; a reader goes on at the successor, behind the last number it has seen.
+    let busy = request.edge.busy.clone();
+    let records = records.take_until(async move { busy.ending().await });
     Ok(stream::records(
         request.accept(),
         request.edge.heartbeat,

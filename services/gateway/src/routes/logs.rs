@@ -69,7 +69,12 @@ async fn logs(request: Request) -> Answer {
         tail: request.number("tail")?,
     };
     let waiting = request.edge.waits.enter()?;
-    let mut lines = lines(request.bus().clone(), request.long()?, wanted).peekable();
+    let follows = wanted.follow;
+    let mut lines = lines(request.bus().clone(), request.long()?, wanted);
+    if follows {
+        lines = stream::until_ending(lines, request.edge.busy.clone());
+    }
+    let mut lines = lines.peekable();
     let first = std::pin::Pin::new(&mut lines).peek();
     if let Ok(Some(Err(error))) = tokio::time::timeout(FIRST, first).await {
         return Err(error.clone().into());
