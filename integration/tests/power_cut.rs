@@ -4,8 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use integration::Outcome;
+use integration::chaos::seed;
 use integration::faults::disk::Disk;
 use integration::faults::image::{Cut, Image, Loss, Replay};
+use integration::faults::power::{Moments, Plan, run};
+use integration::node::Setup;
 
 const SIZE: u64 = 64 << 20;
 
@@ -53,5 +56,35 @@ fn a_file_that_was_synced_is_there_after_every_cut() -> Outcome {
             "{loss:?}"
         );
     }
+    Ok(())
+}
+
+/// Few here; `integration/faults power --cuts 200` makes as many as the promise speaks of.
+const CUTS: usize = 12;
+
+fn plan(moments: Moments, setup: Setup) -> Plan {
+    Plan {
+        cuts: CUTS,
+        seed: seed(),
+        setup,
+        keep: None,
+        moments,
+    }
+}
+
+#[actix_rt::test]
+async fn what_was_answered_survives_a_power_cut_and_what_is_listed_is_sound() -> Outcome {
+    let plan = plan(Moments::All, Setup::default());
+    println!("GANTRY_SEED={} makes the same choices", plan.seed);
+    let verdict = run(&plan, |line| println!("{line}")).await?;
+    assert_eq!(verdict.wrong, Vec::<String>::new());
+    Ok(())
+}
+
+#[actix_rt::test]
+async fn a_node_that_does_not_sync_is_found_out() -> Outcome {
+    let setup = Setup::default().config("[plugins.\"content/local\"]\nsync = false");
+    let verdict = run(&plan(Moments::Tempting, setup), |line| println!("{line}")).await?;
+    assert_ne!(verdict.wrong, Vec::<String>::new());
     Ok(())
 }

@@ -104,6 +104,7 @@ async fn inflict(fault: Fault, seed: u64, setup: Setup) -> Outcome<bool> {
                 seed,
                 setup,
                 keep,
+                moments: power::Moments::All,
             };
             let verdict = power::run(&plan, |line| println!("{line}")).await?;
             println!("{verdict}");

@@ -51,9 +51,11 @@ impl History {
         }
     }
 
-    /// Returns all moments at which something was answered, the most tempting ones for a cut.
-    pub fn answers(&self) -> Vec<usize> {
-        let steps = self.objects.values().flatten();
+    /// Returns all moments at which something was answered about an object whose name begins like this.
+    pub fn answers(&self, named: &str) -> Vec<usize> {
+        let objects = self.objects.iter();
+        let wanted = objects.filter(|(name, _)| name.starts_with(named));
+        let steps = wanted.flat_map(|(_, steps)| steps);
         let moments: BTreeSet<usize> = steps.filter_map(|step| step.answered).collect();
         moments.into_iter().collect()
     }
@@ -124,7 +126,8 @@ mod tests {
         assert_eq!(allowed(20), [state("one")]);
         assert_eq!(allowed(35), [state("one"), state("two")]);
         assert_eq!(allowed(60), [state("two"), None, state("three")]);
-        assert_eq!(history.answers(), [20, 40]);
+        assert_eq!(history.answers("image "), [20, 40]);
+        assert!(history.answers("container ").is_empty());
         assert_eq!(history.answered_by(39), 1);
     }
 

@@ -29,6 +29,17 @@ pub struct Plan {
     pub setup: Setup,
     /// Where the disk of every cut is kept that a node does not survive.
     pub keep: Option<PathBuf>,
+    /// Which moments.
+    pub moments: Moments,
+}
+
+/// When the power goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moments {
+    /// Every second time exactly when something was answered, else anywhere; with every kind of loss.
+    All,
+    /// When the commit of a blob was answered; all that was not synced is lost. Where a lie is found first.
+    Tempting,
 }
 
 /// What came out.
@@ -46,13 +57,10 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let each = self.checking.as_secs_f32() / self.cuts.max(1) as f32;
         let (cuts, wrong) = (self.cuts, self.wrong.len());
-        writeln!(
+        write!(
             f,
             "{cuts} power cuts, {each:.2} s to check each, {wrong} findings"
-        )?;
-        self.wrong
-            .iter()
-            .try_for_each(|line| writeln!(f, "  {line}"))
+        )
     }
 }
 
@@ -68,7 +76,7 @@ pub async fn run(plan: &Plan, say: impl Fn(&str)) -> Outcome<Verdict> {
         say(&describe(&recording));
         let count = SHARED.min(plan.cuts - verdict.cuts);
         let mut replay = Replay::new(recording.start.clone(), &recording.log);
-        for cut in cuts(&recording, count, &mut chance) {
+        for cut in cuts(&recording, plan, count, &mut chance) {
             verdict.cuts += 1;
             let began = Instant::now();
             let image = replay.after(cut);
@@ -103,7 +111,7 @@ fn describe(recording: &Recording) -> String {
     format!(
         "recorded {} writes and flushes and {} answers in {:.1?}",
         recording.log.len(),
-        recording.history.answers().len(),
+        recording.history.answers("").len(),
         recording.took
     )
 }
@@ -116,23 +124,37 @@ fn text(recording: &Recording, cut: Cut) -> String {
     )
 }
 
-/// Chooses moments: every second one exactly when something has been answered, the others anywhere; in order of time.
-fn cuts(recording: &Recording, count: usize, chance: &mut Random) -> Vec<Cut> {
-    let answers = recording.history.answers();
-    let mut cuts: Vec<Cut> = (0..count)
-        .map(|number| {
-            let anywhere = chance.below(recording.log.len() as u64 + 1) as usize;
-            let answered = chance.one(&answers).copied().unwrap_or(anywhere);
-            let losses = [Loss::Everything, Loss::Blocks, Loss::Sectors, Loss::Nothing];
-            Cut {
-                at: if number % 2 == 0 { answered } else { anywhere },
-                loss: losses[number / 2 % losses.len()],
-                seed: chance.number(),
-            }
-        })
-        .collect();
+/// Chooses cuts, in the order of time.
+fn cuts(recording: &Recording, plan: &Plan, count: usize, chance: &mut Random) -> Vec<Cut> {
+    let choose = |number| match plan.moments {
+        Moments::All => anywhere(recording, number, chance),
+        Moments::Tempting => tempting(recording, chance),
+    };
+    let mut cuts: Vec<Cut> = (0..count).map(choose).collect();
     cuts.sort_by_key(|cut| cut.at);
     cuts
+}
+
+fn anywhere(recording: &Recording, number: usize, chance: &mut Random) -> Cut {
+    let losses = [Loss::Everything, Loss::Blocks, Loss::Sectors, Loss::Nothing];
+    let moment = chance.below(recording.log.len() as u64 + 1) as usize;
+    let answered = chance.one(&recording.history.answers("")).copied();
+    Cut {
+        at: answered
+            .filter(|_| number.is_multiple_of(2))
+            .unwrap_or(moment),
+        loss: losses[number / 2 % losses.len()],
+        seed: chance.number(),
+    }
+}
+
+fn tempting(recording: &Recording, chance: &mut Random) -> Cut {
+    let answered = chance.one(&recording.history.answers("blob ")).copied();
+    Cut {
+        at: answered.unwrap_or(recording.log.len()),
+        loss: Loss::Everything,
+        seed: chance.number(),
+    }
 }
 
 /// Starts a node on what a cut has left and returns everything that is wrong with it.
@@ -159,7 +181,10 @@ async fn check(
     wrong.extend(finding("blobs", patient.blobs().await));
     wrong.extend(finding("snapshots", patient.snapshots().await));
     wrong.extend(finding("images", patient.unpacked().await));
-    wrong.extend(finding("afterwards", patient.heals_and_goes().await));
+    wrong.extend(finding(
+        "afterwards",
+        patient.heals_and_goes(Random::new(cut.seed, 1)).await,
+    ));
     wrong.extend(finding(
         "stop",
         node.stop_clean().await.map(|()| Vec::new()),

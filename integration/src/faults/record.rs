@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -13,6 +14,8 @@ use super::image::{Act, Image};
 use crate::Outcome;
 use crate::chaos::Random;
 use crate::http::Client;
+use crate::image::sample::Random as Noise;
+use crate::image::sha256;
 use crate::node::{Node, Setup};
 use crate::registry::Registry;
 
@@ -20,6 +23,9 @@ use crate::registry::Registry;
 const SIZE: u64 = 512 << 20;
 /// How many images the clients work with; two clients share none.
 const IMAGES: usize = 4;
+
+/// The label that keeps a blob from being collected. Source: containerd, docs/garbage-collection.md.
+pub(super) const ROOT: &str = "containerd.io/gc.root";
 
 /// What was recorded, and all that a check needs to judge a cut of it.
 pub struct Recording {
@@ -54,6 +60,11 @@ pub async fn record(seed: u64, steps: usize, setup: Setup) -> Outcome<Recording>
     let registry = Registry::start().await?;
     let base = &catalog.base;
     let base = registry.push(&base.packed, &base.repository, "1").await?;
+    for sample in catalog.samples.iter().flatten() {
+        registry
+            .push(&sample.packed, &sample.repository, "1")
+            .await?;
+    }
     let mut disk = Disk::new(Image::new(SIZE))?;
     disk.format()?;
     disk.mount()?;
@@ -77,6 +88,7 @@ pub async fn record(seed: u64, steps: usize, setup: Setup) -> Outcome<Recording>
         clients.pulls(1, steps, chance(2)),
         clients.containers(&base, steps, chance(3)),
         clients.small_things(&base, steps * 2, chance(4)),
+        clients.blobs(steps * 2, chance(5)),
     )?;
     let (history, took) = (clients.history.into_inner(), began.elapsed());
     let log = disk.recorded();
@@ -225,6 +237,35 @@ impl Clients<'_> {
                 .await?;
             if chance.below(3) > 0 {
                 let path = format!("/containers/{id}?force=true");
+                self.change(&object, None, Method::DELETE, &path, Value::Null)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes blobs that belong to no image, which nothing but their own commit makes durable, and deletes some.
+    async fn blobs(&self, steps: usize, mut chance: Random) -> Outcome {
+        for number in 0..steps {
+            let bytes = Noise(chance.number() | 1).content(1 + chance.below(40_000) as usize);
+            let digest = sha256(&bytes);
+            let (object, here) = (format!("blob {digest}"), Some("here".to_owned()));
+            let ingest = format!("/ingests/cut-{number}");
+            let path = format!("/v1/namespaces/{}{ingest}", self.namespace);
+            let unfinished = format!("ingest cut-{number}");
+            let (there, begun) = (Some("there".to_owned()), self.clock.now());
+            self.history.borrow_mut().begin(&unfinished, there, begun);
+            let sent = self.client.send(Method::PUT, &path, Bytes::from(bytes));
+            sent.await?.ok()?;
+            let body = json!({"digest": digest, "labels": {ROOT: "cut"}});
+            let commit = format!("{ingest}:commit");
+            self.change(&object, here, Method::POST, &commit, body)
+                .await?;
+            let now = self.clock.now();
+            self.history.borrow_mut().begin(&unfinished, None, begun);
+            self.history.borrow_mut().answered(&unfinished, now);
+            if chance.below(4) == 0 {
+                let path = format!("/content/{digest}");
                 self.change(&object, None, Method::DELETE, &path, Value::Null)
                     .await?;
             }

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::record::Recording;
+use super::catalog::Sample;
+use super::record::{ROOT, Recording};
 use super::tree::Tree;
+use crate::chaos::Random;
 use crate::image::sha256;
 use crate::node::Node;
 use crate::process::until;
@@ -16,6 +19,15 @@ use crate::{Error, Outcome};
 
 /// Until work that a cut interrupted has gone on and ended.
 const SETTLED: Duration = Duration::from_secs(30);
+
+/// What clients own and must remove themselves, and what names it; all else is collected.
+const OWNED: [(&str, &str); 5] = [
+    ("/containers", "id"),
+    ("/images", "name"),
+    ("/leases", "id"),
+    ("/ingests", "ref"),
+    ("/content", "digest"),
+];
 
 /// A node after a cut, beside the recording that it comes from.
 pub(super) struct Patient<'a> {
@@ -73,6 +85,17 @@ impl Patient<'_> {
             let id = text(&lease["id"]);
             if id.starts_with("cut-") {
                 found.insert(format!("lease {id}"), "held".into());
+            }
+        }
+        for ingest in self.list("/ingests").await? {
+            let name = text(&ingest["ref"]);
+            if name.starts_with("cut-") {
+                found.insert(format!("ingest {name}"), "there".into());
+            }
+        }
+        for blob in self.list("/content").await? {
+            if !blob["labels"][ROOT].is_null() {
+                found.insert(format!("blob {}", text(&blob["digest"])), "here".into());
             }
         }
         Ok(found)
@@ -238,39 +261,39 @@ impl Patient<'_> {
         tree
     }
 
-    /// Pulls everything again, whatever is here of it, and looks again; then removes all of it. Says what is wrong.
-    pub(super) async fn heals_and_goes(&self) -> Outcome<Vec<String>> {
-        let recording = self.recording;
-        let mut wrong = Vec::new();
-        for sample in recording.catalog.samples.iter().flatten() {
-            let push = recording
-                .registry
-                .push(&sample.packed, &sample.repository, "1");
-            let body = json!({"ref": push.await?, "plain_http": true});
-            let path = self.at("/images:pull?wait=true");
-            if let Err(error) = self.node.post(&path, body).await?.ok() {
-                wrong.push(format!("pull of {}: {error}", sample.repository));
-            }
-        }
+    /// Pulls a version of each image again, whatever is here of it, and looks again; then removes everything.
+    pub(super) async fn heals_and_goes(&self, mut chance: Random) -> Outcome<Vec<String>> {
+        let samples = self.recording.catalog.samples.iter();
+        let pulls = samples.filter_map(|versions| Some(self.pull(chance.one(versions)?)));
+        let mut wrong = join_all(pulls.collect::<Vec<_>>()).await.concat();
         wrong.extend(self.snapshots().await?);
         wrong.extend(self.unpacked().await?);
         wrong.extend(self.remove_all().await?);
         Ok(wrong)
     }
 
+    async fn pull(&self, sample: &Sample) -> Vec<String> {
+        let digest = &sample.packed.root.digest;
+        let name = format!("{}@{digest}", sample.repository);
+        let body = json!({"ref": self.recording.registry.name(&name), "plain_http": true});
+        let path = self.at("/images:pull?wait=true");
+        let answer = self.node.post(&path, body).await;
+        let refused = answer.and_then(|answer| answer.ok()).err();
+        let line = refused.map(|error| format!("pull of {name}: {error}"));
+        line.into_iter().collect()
+    }
+
     async fn remove_all(&self) -> Outcome<Vec<String>> {
         let mut wrong = Vec::new();
-        for (kind, name) in [("containers", "id"), ("images", "name"), ("leases", "id")] {
-            for row in self.list(&format!("/{kind}")).await? {
-                let name = text(&row[name]);
-                let path = self.at(&format!("/{kind}/{name}?force=true"));
-                if let Err(error) = self
-                    .node
-                    .delete(path.trim_end_matches("?force=true"))
-                    .await?
-                    .ok()
-                {
-                    wrong.push(format!("delete of {kind} {name}: {error}"));
+        for (kind, name) in OWNED {
+            for row in self.list(kind).await? {
+                if kind == "/content" && row["labels"][ROOT].is_null() {
+                    continue;
+                }
+                let path = format!("{kind}/{}", text(&row[name]));
+                let gone = self.node.delete(&self.at(&path)).await?;
+                if let Err(error) = gone.ok() {
+                    wrong.push(format!("delete of {path}: {error}"));
                 }
             }
         }
@@ -280,12 +303,23 @@ impl Patient<'_> {
             if !left.is_empty() {
                 wrong.push(format!(
                     "{kind} left after everything was removed: {}",
-                    Value::from(left)
+                    keys(&left)
                 ));
             }
         }
         Ok(wrong)
     }
+}
+
+/// Returns what names each row.
+fn keys(rows: &[Value]) -> String {
+    let names = ["digest", "key", "ref", "id"];
+    let key = |row: &Value| {
+        names
+            .iter()
+            .find_map(|name| row[*name].as_str().map(str::to_owned))
+    };
+    rows.iter().filter_map(key).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns the text of a JSON string; the empty string for anything else.
