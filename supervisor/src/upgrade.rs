@@ -1,6 +1,6 @@
 //! Moving processes to another build, one after another, and back when one of them fails: (what is seen, now) → outputs.
 //!
-//! A process is drained, its successor of the new build must become ready within [`READY`] and stay so for [`SETTLE`].
+//! A process is drained, its successor of the new build must become ready in time and stay so for [`SETTLE`].
 //! When it does not, it and all those before it go back to the build they came from, in reverse order. A process that
 //! somebody kills while it settles gets another chance: that is no fault of its build. A process that was not up when
 //! its turn came is only told which build to start from next; it can prove nothing.
@@ -12,9 +12,6 @@ use contracts::{
 };
 use std::time::Duration;
 
-/// How long a successor may take to become ready: those who wait are answered by the old build before their patience,
-/// which is 30 s, has ended.
-pub(crate) const READY: Duration = Duration::from_secs(15);
 /// How long it must stay ready. What is wrong with a build shows with the first calls, and those wait already.
 pub(crate) const SETTLE: Duration = Duration::from_millis(500);
 /// How long to wait for a process that is not up when its turn comes: longer than most restarts.
@@ -102,6 +99,8 @@ enum Phase {
 #[derive(Debug)]
 pub(crate) struct Upgrade {
     steps: Vec<Step>,
+    /// How long a successor may take to become ready. Short of what callers wait, the old build still answers them.
+    ready: Duration,
     at: usize,
     phase: Phase,
     state: UpgradeState,
@@ -110,9 +109,10 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(crate) fn new(steps: Vec<Step>, now: Duration) -> Self {
+    pub(crate) fn new(steps: Vec<Step>, ready: Duration, now: Duration) -> Self {
         Self {
             steps,
+            ready,
             at: 0,
             phase: Phase::Turn { since: now },
             state: UpgradeState::Running,
@@ -165,7 +165,7 @@ impl Upgrade {
     pub(crate) fn due(&self) -> Option<Duration> {
         match self.phase {
             Phase::Turn { since } => Some(since + TURN),
-            Phase::Trying { since } | Phase::Returning { since } => Some(since + READY),
+            Phase::Trying { since } | Phase::Returning { since } => Some(since + self.ready),
             Phase::Settling { since } => Some(since + SETTLE),
             Phase::Draining | Phase::Leaving | Phase::Back | Phase::Over => None,
         }
@@ -202,7 +202,7 @@ impl Upgrade {
             (Phase::Trying { .. } | Phase::Settling { .. }, Condition::Held) => {
                 self.fallen(process, view, now)
             }
-            (Phase::Trying { since }, _) if now >= since + READY => self.too_late(process),
+            (Phase::Trying { since }, _) if now >= since + self.ready => self.too_late(process),
             (Phase::Leaving, Condition::Held) => {
                 self.phase = Phase::Returning { since: now };
                 // From here on it is watched as any other: there is no other build to try.
@@ -212,7 +212,9 @@ impl Upgrade {
                     Output::Trust(process),
                 ]
             }
-            (Phase::Returning { since }, seen) if seen == Condition::Up || now >= since + READY => {
+            (Phase::Returning { since }, seen)
+                if seen == Condition::Up || now >= since + self.ready =>
+            {
                 self.word("rolled_back");
                 self.previous();
                 Vec::new()
@@ -251,7 +253,7 @@ impl Upgrade {
     }
 
     fn too_late(&mut self, process: usize) -> Vec<Output> {
-        let why = format!("it did not become ready within {} s", READY.as_secs());
+        let why = format!("it did not become ready within {} s", self.ready.as_secs());
         self.fail(why.clone());
         vec![Output::Hold(process, Halt::Kill, why)]
     }

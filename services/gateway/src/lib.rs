@@ -9,7 +9,7 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `service.rs` `config.rs` `token.rs` `tls.rs` | which listeners there are, and who may use the TCP ones |
-//! | `serve.rs` | connections → requests, on the plugin's one thread |
+//! | `serve.rs` `visit.rs` | connections → requests, on the plugin's one thread; when a connection may be closed |
 //! | `edge.rs` | the way of one request: route, token, handler, problem |
 //! | `path.rs` `router.rs` | paths with slashes and actions → one table of routes |
 //! | `request.rs` | parameters, headers, strict JSON; the context that the bus carries |
@@ -28,6 +28,11 @@
 //! **Waiting.** Long work answers `202` with `Location: /v1/operations/{id}`; `?wait=true` answers when it is finished.
 //! Making a container, deleting one and collecting garbage wait unless `?wait=false`. `containers:run?wait=true` waits
 //! for the end of the container's process, as `docker run` does, and `?wait=started` only for its start.
+//!
+//! **Ending.** When another build or other settings take its place, this process retires: it accepts nothing new,
+//! finishes the requests in flight (for up to a minute) while its successor already answers, and ends endless streams,
+//! whose readers go on at the successor by `Last-Event-ID` or `since=`. On Unix sockets nobody notices; TCP listeners are
+//! closed and opened again, so that for some milliseconds connections are refused. SIGTERM does the same within 3 s.
 
 mod config;
 mod convert;

@@ -42,7 +42,7 @@ impl Daemon {
         };
         let names_plugins = changes.iter().any(|change| change.action != "apply");
         match (asked.dry_run, names_plugins) {
-            (true, _) => told(reply, Ok(Reloaded { changes })),
+            (true, _) => answer(reply, Ok(Reloaded { changes })),
             (false, true) => {
                 self.begin_reload(plan, changes, reply);
                 self.turn();
@@ -93,6 +93,7 @@ impl Daemon {
             hold.iter().map(|&p| (p, self.halt(p))).collect(),
             release.clone(),
             must.collect(),
+            self.config.timing().patience,
         );
         for change in &changes {
             let Change {
@@ -272,13 +273,18 @@ pub(super) enum FolderOrSocket {
     Socket(#[from] crate::sockets::SocketError),
 }
 
-/// Answers who asked, or the log.
-fn told(reply: Option<Answer<Reloaded>>, answer: Result<Reloaded>) {
-    match &answer {
+/// Answers who asked, and the log.
+fn told(reply: Option<Answer<Reloaded>>, told: Result<Reloaded>) {
+    match &told {
         Ok(reloaded) => tracing::info!(changes = reloaded.changes.len(), "reloaded"),
         Err(error) => tracing::error!(%error, "not reloaded"),
     }
+    answer(reply, told);
+}
+
+fn answer(reply: Option<Answer<Reloaded>>, answer: Result<Reloaded>) {
     if let Some(reply) = reply {
+        // Who asked may have gone meanwhile.
         let _ = reply.send(answer);
     }
 }

@@ -146,7 +146,8 @@ impl Daemon {
             let hosts = slot.map(|slot| slot.hosts.clone()).unwrap_or_default();
             Step::new(process, hosts, self.halt(process))
         });
-        let machine = Upgrade::new(steps.collect(), self.began.elapsed());
+        let ready = self.config.timing().patience;
+        let machine = Upgrade::new(steps.collect(), ready, self.began.elapsed());
         tracing::info!(binary = asked.binary, "upgrade begins");
         self.upgrade = Some(UpgradeRun {
             binary: asked.binary,

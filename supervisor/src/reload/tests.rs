@@ -150,7 +150,7 @@ impl World {
     fn run(&mut self) -> Turnover {
         let both = BTreeSet::from([0, 1]);
         let hold = both.iter().map(|&p| (p, Halt::Drain)).collect();
-        let mut machine = Turnover::new(hold, both.clone(), both);
+        let mut machine = Turnover::new(hold, both.clone(), both, Duration::from_secs(15));
         for _ in 0..1000 {
             let outputs = machine.advance(self, self.now);
             if machine.is_over() {

@@ -5,7 +5,7 @@
 
 use crate::{
     lifecycle::{Condition, Halt},
-    upgrade::{READY, SETTLE, View},
+    upgrade::{SETTLE, View},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,6 +49,8 @@ pub(crate) struct Turnover {
     hold: BTreeMap<usize, Halt>,
     release: BTreeSet<usize>,
     must: BTreeSet<usize>,
+    /// How long they may take.
+    ready: Duration,
     phase: Phase,
     cause: Option<String>,
 }
@@ -59,11 +61,13 @@ impl Turnover {
         hold: BTreeMap<usize, Halt>,
         release: BTreeSet<usize>,
         must: BTreeSet<usize>,
+        ready: Duration,
     ) -> Self {
         Self {
             hold,
             release,
             must,
+            ready,
             phase: Phase::Begin,
             cause: None,
         }
@@ -86,7 +90,7 @@ impl Turnover {
     /// When to look again at the latest.
     pub(crate) fn due(&self) -> Option<Duration> {
         match self.phase {
-            Phase::Trying { since } | Phase::Returning { since } => Some(since + READY),
+            Phase::Trying { since } | Phase::Returning { since } => Some(since + self.ready),
             Phase::Settling { since } => Some(since + SETTLE),
             Phase::Begin | Phase::Holding | Phase::Leaving | Phase::Over => None,
         }
@@ -109,7 +113,7 @@ impl Turnover {
                 outputs
             }
             Phase::Returning { since } => {
-                if up(view, self.hold.keys()) || now >= since + READY {
+                if up(view, self.hold.keys()) || now >= since + self.ready {
                     self.phase = Phase::Over;
                 }
                 Vec::new()
@@ -158,10 +162,10 @@ impl Turnover {
                 self.phase = Phase::Settling { since: now };
                 Vec::new()
             }
-            Phase::Trying { since } if now >= since + READY => {
+            Phase::Trying { since } if now >= since + self.ready => {
                 let late = |&&process: &&usize| view.condition(process) != Condition::Up;
                 let cause = self.must.iter().find(late).map(|p| view.cause(*p));
-                let bound = READY.as_secs();
+                let bound = self.ready.as_secs();
                 let cause = cause.unwrap_or_default();
                 self.fail(format!("not ready within {bound} s: {cause}"))
             }

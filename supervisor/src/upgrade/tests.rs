@@ -2,6 +2,8 @@ use super::*;
 use crate::samples::id;
 use proptest::prelude::*;
 
+const READY: Duration = Duration::from_secs(15);
+
 /// What becomes of a process that is started from the new build.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
@@ -83,7 +85,7 @@ impl World {
     fn run(&mut self) -> Upgrade {
         let step = |process| Step::new(process, vec![id(&format!("p{process}/x"))], Halt::Drain);
         let steps = (0..self.fates.len()).map(step).collect();
-        let mut machine = Upgrade::new(steps, self.now);
+        let mut machine = Upgrade::new(steps, READY, self.now);
         for _ in 0..10_000 {
             let outputs = machine.advance(self, self.now);
             if outputs.is_empty() {
@@ -179,7 +181,7 @@ fn who_restarts_when_its_turn_comes_is_waited_for() {
     let mut world = World::new(&[Fate::Good]);
     world.conditions[0] = Condition::Other;
     let step = Step::new(0, vec![id("a/x")], Halt::Drain);
-    let mut machine = Upgrade::new(vec![step], world.now);
+    let mut machine = Upgrade::new(vec![step], READY, world.now);
     assert!(machine.advance(&world, world.now).is_empty());
     world.conditions[0] = Condition::Up;
     let outputs = machine.advance(&world, world.now);
