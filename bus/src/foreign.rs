@@ -37,6 +37,7 @@
 //! | program → host | means |
 //! |---|---|
 //! | `{"ready": true}` | once, within 30 s: calls come from now on |
+//! | `{"wait": 120}` | before that, any number of times: be patient for so many seconds from now on; `start_seconds` of the configuration bounds it all |
 //! | `{"id": 7, "answer": …}` or `{"id": 7, "error": {"code": "NOT_FOUND", "message": "…"}}` | in any order; codes are those of `contracts::Code` |
 //! | `{"id": 3, "call": "images.list", "request": {}, "namespace": "default"}` | a call of yours: any id that you are not waiting for; optional are `request`, `namespace`, `lease`, `operation`, `deadline_ms` (30 s) |
 //! | `{"cancel": 3}` | you do not want the answer any more; it may come nevertheless |
@@ -66,7 +67,7 @@
 //! # What goes wrong
 //!
 //! A program ends, with a cause that says what was wrong, when it exits, closes stdout, says something that is not in
-//! the table or not JSON at all, answers what was not asked, gives two calls one id, is not ready within 30 s, or does
+//! the table or not JSON at all, answers what was not asked, gives two calls one id, is not ready in time, or does
 //! not say pong (`[probe]` in the configuration says when it is shown as stuck, and when it is killed). It is started
 //! again after a pause; calls that wait for it are sent to its successor; nobody else notices. A program that exits
 //! before it is ready counts as one that refuses to start and is tried ever more rarely. The program dies with its host,
@@ -101,7 +102,7 @@ use tokio::{
     io::BufReader,
     process::ChildStdout,
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// From the start of a program to its readiness: an interpreter on a busy machine, and a store that is opened.
@@ -112,11 +113,48 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// process waits for calls in flight, less than the supervisor waits for it.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How a program's start goes.
+struct Start {
+    is_ready: Cell<bool>,
+    /// When it must be ready, and how long it was given.
+    due: Cell<(Instant, Duration)>,
+}
+
+impl Start {
+    fn new(given: Duration) -> Self {
+        Self {
+            is_ready: Cell::default(),
+            due: Cell::new((Instant::now() + given, given)),
+        }
+    }
+
+    /// Gives it `longer` from now on.
+    fn wait(&self, longer: Duration) {
+        self.due.set((Instant::now() + longer, longer));
+    }
+
+    /// Speaks up when it is not ready in time.
+    async fn late(&self) -> String {
+        loop {
+            let (due, given) = self.due.get();
+            tokio::time::sleep_until(due).await;
+            if self.is_ready.get() {
+                return std::future::pending().await;
+            }
+            if self.due.get().0 <= Instant::now() {
+                return format!(
+                    "its program did not say {{\"ready\": true}} within {given:?}; it may ask for more with {{\"wait\": seconds}}"
+                );
+            }
+        }
+    }
+}
+
 /// A program that answers for a plugin. It dies with this value.
 pub(crate) struct Foreign {
     plugin: PluginId,
     talk: Rc<Talk>,
-    is_ready: Rc<Cell<bool>>,
+    start: Rc<Start>,
     is_stopping: Rc<Cell<bool>>,
     group: Option<Group>,
     ended: watch::Receiver<bool>,
@@ -144,7 +182,7 @@ impl Foreign {
         let foreign = Self {
             plugin: boot.id.clone(),
             talk,
-            is_ready: Rc::default(),
+            start: Rc::new(Start::new(READY)),
             is_stopping: Rc::default(),
             group: program.group(),
             ended,
@@ -161,7 +199,7 @@ impl Foreign {
 
     /// Asks whether it lives. While it starts, its bound is that of its start, for it may be busy with loading.
     pub(crate) fn ping(&self, number: u64) {
-        match self.is_ready.get() {
+        match self.start.is_ready.get() {
             true => self.talk.ping(number),
             false => drop(self.tell.send(FromPlugin::Pong { number })),
         }
@@ -195,27 +233,24 @@ impl Foreign {
         end: watch::Sender<bool>,
     ) -> impl Future<Output = ()> + use<> {
         let (talk, tell, plugin) = (self.talk.clone(), self.tell.clone(), self.plugin.clone());
-        let (is_ready, is_stopping) = (self.is_ready.clone(), self.is_stopping.clone());
+        let (start, is_stopping) = (self.start.clone(), self.is_stopping.clone());
         let news = move |news| {
             // Who is told lives as long as the process.
             let _ = match news {
                 News::Ready => {
-                    is_ready.set(true);
+                    start.is_ready.set(true);
                     tell.send(FromPlugin::Ready {
                         plugin: plugin.clone(),
                     })
                 }
+                News::Wait(longer) => return start.wait(longer),
                 News::Pong(number) => tell.send(FromPlugin::Pong { number }),
             };
         };
-        let (tell, plugin, is_ready) = (
-            self.tell.clone(),
-            self.plugin.clone(),
-            self.is_ready.clone(),
-        );
+        let (tell, plugin, start) = (self.tell.clone(), self.plugin.clone(), self.start.clone());
         async move {
             let heard = talk.hear(BufReader::new(output), news);
-            let why = end_of(&mut program, heard, late(is_ready, READY)).await;
+            let why = end_of(&mut program, heard, start.late()).await;
             drop(program);
             if !is_stopping.get() {
                 let error = Error::internal(why);
@@ -252,14 +287,5 @@ async fn end_of(
             },
         },
         why = late => why,
-    }
-}
-
-/// Speaks up when a program is not ready within `bound`.
-async fn late(is_ready: Rc<Cell<bool>>, bound: Duration) -> String {
-    tokio::time::sleep(bound).await;
-    match is_ready.get() {
-        true => std::future::pending().await,
-        false => format!("its program did not say {{\"ready\": true}} within {bound:?}"),
     }
 }

@@ -18,6 +18,8 @@ const SHOWN: usize = 120;
 pub(super) enum Said {
     /// It answers calls from now on.
     Ready,
+    /// It needs so much longer until it is ready.
+    Wait(Duration),
     /// It lives.
     Pong(u64),
     /// The answer to a call of the host.
@@ -44,6 +46,7 @@ pub(super) struct Own {
 #[serde(deny_unknown_fields)]
 struct Line {
     ready: Option<bool>,
+    wait: Option<u32>,
     pong: Option<u64>,
     cancel: Option<u64>,
     id: Option<u64>,
@@ -90,13 +93,17 @@ fn said(line: Line) -> Result<Said, String> {
             ready: Some(true), ..
         } => Ok(Said::Ready),
         Line {
+            wait: Some(seconds),
+            ..
+        } => Ok(Said::Wait(Duration::from_secs(seconds.into()))),
+        Line {
             pong: Some(number), ..
         } => Ok(Said::Pong(number)),
         Line {
             cancel: Some(id), ..
         } => Ok(Said::Cancel(id)),
         Line { id: None, .. } => {
-            Err("a line says one of ready, pong, cancel, call, answer or error, the last three with an id".into())
+            Err("a line says one of ready, wait, pong, cancel, call, answer or error, the last three with an id".into())
         }
         Line {
             id: Some(id),
@@ -264,6 +271,8 @@ mod tests {
         let understood = |text: &str| understand(text.as_bytes()).unwrap();
         assert_eq!(understood(r#"{"ready": true}"#), Said::Ready);
         assert_eq!(understood(r#"{"pong": 4}"#), Said::Pong(4));
+        let minute = Said::Wait(Duration::from_secs(60));
+        assert_eq!(understood(r#"{"wait": 60}"#), minute);
         assert_eq!(understood(r#"{"cancel": 4}"#), Said::Cancel(4));
         let null = Said::Answer(7, Ok(Value::Null));
         assert_eq!(understood(r#"{"id": 7, "answer": null}"#), null);
@@ -287,7 +296,7 @@ mod tests {
             ("Hello, world", "JSON lines of the protocol"),
             ("[]", "JSON lines of the protocol"),
             (r#"{"anser": 1, "id": 1}"#, "anser"),
-            (r#"{"ready": false}"#, "one of ready, pong"),
+            (r#"{"ready": false}"#, "one of ready, wait, pong"),
             (r#"{"id": 1}"#, "one of call, answer or error"),
             (
                 r#"{"id": 1, "call": "a.b", "answer": 1}"#,

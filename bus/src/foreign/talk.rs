@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufRead, AsyncWrite, AsyncWriteExt},
@@ -38,6 +39,8 @@ const QUEUE: usize = 16;
 pub(super) enum News {
     /// It answers calls from now on.
     Ready,
+    /// It needs so much longer until it is ready.
+    Wait(Duration),
     /// It answered a ping.
     Pong(u64),
 }
@@ -134,6 +137,7 @@ impl Talk {
                     return Err("it said ready twice".into());
                 }
                 Said::Ready => news(News::Ready),
+                Said::Wait(longer) => news(News::Wait(longer)),
                 Said::Pong(number) if self.pings.borrow_mut().remove(&number) => {
                     news(News::Pong(number));
                 }
@@ -292,7 +296,7 @@ impl Lines {
                 Some(line) = self.waiting.recv() => line,
                 else => return,
             };
-            // A program that has closed its stdin is about to end, which is noticed by who hears.
+            // A program that has closed its stdin is about to end, or will answer no ping.
             if to.write_all(line.as_bytes()).await.is_err() || to.flush().await.is_err() {
                 return;
             }

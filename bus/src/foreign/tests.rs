@@ -152,11 +152,19 @@ async fn a_program_that_cannot_be_started_is_named_with_a_way_out() {
 }
 
 #[actix::test]
-async fn a_program_that_is_never_ready_is_told_so() {
-    let late = late(Rc::default(), Duration::from_millis(3)).await;
-    assert_eq!(late, "its program did not say {\"ready\": true} within 3ms");
-    let ready = super::late(Rc::new(Cell::new(true)), Duration::from_millis(3));
-    assert!(timeout(Duration::from_millis(9), ready).await.is_err());
+async fn a_program_that_is_not_ready_in_time_is_told_so_unless_it_asks_for_more() {
+    let moment = Duration::from_millis(3);
+    let late = timeout(SOON, Start::new(moment).late()).await.unwrap();
+    assert!(
+        late.contains("did not say {\"ready\": true} within 3ms"),
+        "{late}"
+    );
+    let patient = Start::new(moment);
+    patient.wait(SOON);
+    assert!(timeout(3 * moment, patient.late()).await.is_err());
+    patient.wait(moment);
+    patient.is_ready.set(true);
+    assert!(timeout(3 * moment, patient.late()).await.is_err());
 }
 
 #[actix::test]

@@ -6,7 +6,6 @@ use contracts::events::{Batch, Events, Publish, Subscribe};
 use contracts::images::{Get, Images, List};
 use contracts::{Code, Fd, Page, Request};
 use serde_json::json;
-use std::time::Duration;
 use tokio::io::{
     AsyncBufReadExt, BufReader, DuplexStream, Lines as Read, ReadHalf, WriteHalf, split,
 };
