@@ -1,4 +1,5 @@
-//! Any method of any contract, as JSON: what is new on the bus is at hand before it has a resource.
+//! Any method of any contract, as JSON: what is new on the bus is at hand before it has a resource, and what a foreign
+//! program answers needs none.
 
 use crate::errors::Answer;
 use crate::param;
@@ -12,7 +13,7 @@ use serde_json::Value;
 pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/call/{method}", call)
-            .says("Calls a method of a contract by its wire name, content.stat, with its message as JSON")
+            .says("Calls a method by its wire name, content.stat, with its message as JSON; of a contract, or of a program that the manifest names")
             .query(&[
                 param::text("plugin", "Which plugin, for contracts that several answer: snapshots/overlayfs"),
                 param::text("namespace", "On behalf of which namespace"),
