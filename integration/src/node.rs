@@ -48,6 +48,7 @@ pub struct Setup {
     config: String,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    program: Option<PathBuf>,
 }
 
 impl Setup {
@@ -61,6 +62,12 @@ impl Setup {
     /// Adds an argument behind `gantry daemon --config …`.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Runs another program than [`binary`] finds.
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
         self
     }
 
@@ -419,7 +426,8 @@ fn write_config(folder: &Path, setup: &Setup) -> Outcome {
 }
 
 fn spawn(folder: &Path, setup: &Setup) -> Outcome<Daemon> {
-    let mut command = Command::new(binary()?);
+    let program = setup.program.clone().map_or_else(binary, Ok)?;
+    let mut command = Command::new(program);
     command
         .arg("daemon")
         .arg("--config")
