@@ -43,10 +43,12 @@ impl<'a> Collector<'a> {
             )
         });
         futures_util::future::try_join_all(begun).await?;
+        faults::point("gc.collect.opened");
         let owners: Vec<PluginId> = self.bus.all_peers().cloned().collect();
         for owner in &owners {
             self.roots(owner).await?;
         }
+        faults::point("gc.collect.marked");
         Ok(())
     }
 
@@ -71,9 +73,11 @@ impl<'a> Collector<'a> {
             self.sweep_one(driver, true, &mut Collected::default())
                 .await?;
         }
+        faults::point("gc.collect.names-swept");
         for owner in &holding {
             self.sweep_one(owner, dry_run, &mut done).await?;
         }
+        faults::point("gc.collect.swept");
         done.kept = self.marks.len();
         done.micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(done)

@@ -28,6 +28,7 @@ async fn held(run: &Run, import: Import) -> Result<Vec<PulledImage>> {
         .iter()
         .map(|(_, target)| Resource::Content(target.digest.clone()));
     run.keep(targets.collect()).await?;
+    faults::point("operations.import.read");
     let mut images = Vec::new();
     for (name, target) in found {
         let name = if name.is_empty() {
@@ -97,6 +98,7 @@ async fn one(
         version: None,
     };
     run.call(put).await?;
+    faults::point("operations.import.named");
     Ok(image)
 }
 
@@ -131,6 +133,7 @@ pub(super) async fn export(run: &Run, export: Export) -> Result<Vec<PulledImage>
     if !finished {
         return Err(Error::new(Code::Cancelled, "export: the reader went away"));
     }
+    faults::point("operations.export.written");
     let done = |(name, target)| PulledImage {
         name,
         target,

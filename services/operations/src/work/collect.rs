@@ -10,7 +10,10 @@ const LONG: Duration = Duration::from_secs(3600);
 
 /// Collects garbage.
 pub(super) async fn collect(run: &Run) -> Result<Collected> {
-    run.bus
+    let collected = run
+        .bus
         .call(&run.ctx().with_deadline(LONG), Collect {})
-        .await
+        .await;
+    faults::point("operations.collect.done");
+    collected
 }

@@ -31,6 +31,7 @@ pub(super) async fn push(run: &Run, push: &Push) -> Result<PulledImage> {
         run.board.part(&item.name, phase, item.offset, item.total);
         finished |= item.done;
     }
+    faults::point("operations.push.sent");
     if !finished {
         return Err(Error::internal(format!(
             "push of {name}: ended without a result"
