@@ -18,7 +18,10 @@ use std::{
     fs,
     os::fd::OwnedFd,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -34,6 +37,8 @@ pub(crate) struct Ingests {
     writers: Arc<Semaphore>,
     /// Rings when an ingest begins, for those who wait for one.
     news: watch::Sender<()>,
+    /// Whether folders were removed that a power cut would bring back.
+    loose: AtomicBool,
 }
 
 impl Drop for Ingests {
@@ -69,6 +74,7 @@ impl Ingests {
             index: Mutex::new(index),
             writers: Arc::new(Semaphore::new(config.writers as usize)),
             news: watch::Sender::new(()),
+            loose: AtomicBool::new(true),
         })
     }
 
@@ -152,8 +158,24 @@ impl Ingests {
     /// Takes an ingest out, with its folder. The caller has claimed it and nobody writes. Blocks.
     pub(crate) fn end(&self, ingest: &Arc<Ingest>, phase: Phase) {
         ingest.end(phase);
+        self.loose.store(true, Ordering::Release);
         let about = ingest.about();
         self.index().remove(&(about.namespace, about.r#ref));
+    }
+
+    /// Makes durable that ingests have ended. Blocks.
+    ///
+    /// Whoever removes a blob does this first: an ingest that comes back beside its blob's record has ended, but without
+    /// the record it would be a write that goes on.
+    pub(crate) fn settle(&self) -> Result<(), Trouble> {
+        if !self.config.sync || !self.loose.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let synced = fs::File::open(&self.root).and_then(|root| root.sync_all());
+        if synced.is_err() {
+            self.loose.store(true, Ordering::Release);
+        }
+        synced.map_err(Trouble::io(&self.root))
     }
 
     /// All of a namespace, or of the node, by name.

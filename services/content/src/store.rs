@@ -279,9 +279,18 @@ impl Store {
             Some(_) => Ok(()),
             None => Err(Trouble::Missing(key.digest.clone())),
         };
+        self.settle().await?;
         self.inner.ledger.write(Some(operation), delete).await?;
         faults::point("content.delete.recorded");
         self.release(digest).await
+    }
+
+    /// Before records go: see [`Ingests::settle`].
+    pub(crate) async fn settle(&self) -> Result<(), Trouble> {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || store.ingests().settle())
+            .await
+            .map_err(Trouble::worker)?
     }
 
     /// Removes the bytes of a digest that no record names any more.
@@ -563,13 +572,15 @@ impl Store {
             let Some(ingest) = self.inner.ingests.find(namespace, name) else {
                 return self.repeated(operation, name).await;
             };
+            // First, for nothing on disk will tell a repetition that it was there.
+            let done = |_: &mut Tx<'_>| Ok::<_, Trouble>(());
+            self.inner.ledger.write(Some(operation), done).await?;
+            faults::point("content.abort.recorded");
             if self.drop_ingest(&ingest).await? {
-                break;
+                faults::point("content.abort.dropped");
+                return Ok(());
             }
         }
-        faults::point("content.abort.dropped");
-        let done = |_: &mut Tx<'_>| Ok::<_, Trouble>(());
-        self.inner.ledger.write(Some(operation), done).await
     }
 
     /// Stops and drops an ingest; false when somebody was in between.

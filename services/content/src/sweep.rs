@@ -172,7 +172,10 @@ impl Store {
             );
             return Ok(swept);
         }
-        let keys = candidates.into_iter().map(|(key, _)| key).collect();
+        let keys: Vec<Key> = candidates.into_iter().map(|(key, _)| key).collect();
+        if !keys.is_empty() {
+            self.settle().await?;
+        }
         self.take(operation, sweep.generation, swept, keys).await
     }
 
