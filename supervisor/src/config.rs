@@ -194,12 +194,19 @@ impl Config {
 
     /// How long the supervisor waits for processes.
     pub fn timing(&self) -> Timing {
+        // Zero is never: longer than any node runs.
+        let seconds = |number: u32| {
+            Duration::from_secs(match number {
+                0 => u32::MAX.into(),
+                number => number.into(),
+            })
+        };
         Timing {
             patience: Duration::from_secs(self.probe.patience_seconds.into()),
-            start: Duration::from_secs(self.probe.start_seconds.into()),
+            start: seconds(self.probe.start_seconds),
             probe: Duration::from_millis(self.probe.every_ms.into()),
             late: Duration::from_millis(self.probe.late_ms.into()),
-            kill: Duration::from_secs(self.probe.kill_seconds.into()),
+            kill: seconds(self.probe.kill_seconds),
             ..Timing::default()
         }
     }

@@ -512,7 +512,8 @@ impl Daemon {
     fn wire(&self, caller: &PluginId, peer: &PluginId) {
         let (ours, theirs) = match UnixStream::pair() {
             Ok(pair) => pair,
-            Err(e) => return tracing::error!(%caller, %peer, error = %e, "no socket pair"),
+            // It is tried again after a pause.
+            Err(e) => return self.broken(caller, peer)(format!("no socket pair: {e}")),
         };
         self.send(caller, wire(caller, peer, true, ours));
         self.serve_end(caller, peer, theirs);
@@ -522,12 +523,13 @@ impl Daemon {
     /// Hands the end of a callee over.
     fn serve_end(&self, caller: &PluginId, peer: &PluginId, theirs: UnixStream) {
         match peer.as_str() == SUPERVISOR {
-            true => self.serve(theirs),
+            true => self.serve(caller, peer, theirs),
             false => self.send(peer, wire(peer, caller, false, theirs)),
         }
     }
 
-    fn serve(&self, socket: UnixStream) {
+    /// Answers a caller until it has gone. When its link is of no more use that is told as any callee tells it.
+    fn serve(&self, caller: &PluginId, peer: &PluginId, socket: UnixStream) {
         let adopt = || {
             socket.set_nonblocking(true)?;
             tokio::net::UnixStream::from_std(socket)
@@ -535,9 +537,32 @@ impl Daemon {
         match adopt() {
             Ok(stream) => {
                 let (service, busy) = (self.service.clone(), self.busy.clone());
-                actix::spawn(server::serve(stream, service, busy));
+                let broken = self.broken(caller, peer);
+                actix::spawn(async move {
+                    if let Err(why) = server::serve(stream, service, busy).await {
+                        broken(why);
+                    }
+                });
             }
             Err(e) => tracing::error!(error = %e, "own end of a socket pair"),
+        }
+    }
+
+    /// How the caller of the supervisor would tell that their link is of no more use.
+    fn broken(&self, caller: &PluginId, peer: &PluginId) -> impl FnOnce(String) + use<> {
+        let (plugin, peer, news) = (caller.clone(), peer.clone(), self.news.clone());
+        let process = self.lifecycle.process_of(caller).unwrap_or_default();
+        let slot = self.slots.get(process);
+        let running = slot.and_then(|slot| slot.running.as_ref());
+        let incarnation = running.map_or(0, |running| running.incarnation);
+        move |why| {
+            let what = What::Said(FromPlugin::Broken { plugin, peer, why });
+            // The receiver lives as long as the supervisor.
+            let _ = news.send(News {
+                process,
+                incarnation,
+                what,
+            });
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! All processes are spawned at once. A plugin is told to start when everything it requires is ready *or has had its
 //! chance* (failed once, was stopped, or is stuck past [`Timing::patience`]): so the order of the graph holds when all
-//! is well, and a broken plugin holds up nobody. `now` is the time since the supervisor began.
+//! is well, and a broken plugin holds up nobody. Who is ready is asked whether it still answers (`probe.rs`). `now` is the
+//! time since the supervisor began.
 
 mod change;
 mod edges;

@@ -30,7 +30,7 @@ version = 1
 # refused_ms = 1000
 
 ## Every process is asked `every_ms` whether it answers (0: never). Silent for `late_ms` it is degraded, and so are those
-## who need it; silent for `kill_seconds` it is killed and started again. What does not become ready for
+## who need it; silent for `kill_seconds` (0: for ever) it is killed and started again. What does not become ready for
 ## `patience_seconds` is no longer waited for, and for `start_seconds` is killed; in an upgrade or a reload, what was
 ## before comes back after `patience_seconds`.
 # [probe]
