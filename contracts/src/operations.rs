@@ -1,7 +1,7 @@
 //! Operations: work of several steps, journaled, so that it goes on after any crash and anybody may watch it.
 
 use crate::{
-    Code, ContainerId, Descriptor, Error, Fd, ImageName, Labels, OperationId, Page, Paging,
+    Code, ContainerId, Descriptor, Error, Fd, ImageName, Labels, Namespace, OperationId, Page, Paging,
     Platform, Timestamp,
     containers::{Container, Options, Runtime},
     tasks::{Exit, Task},
@@ -46,6 +46,8 @@ pub enum Work {
     Remove(Remove),
     /// Collects garbage.
     Collect(Collect),
+    /// Looks at everything that is on disk.
+    Scrub(Scrub),
 }
 
 /// Brings an image in: resolve, fetch, unpack while fetching, make one durable, name it. Result: [`Outcome::Image`].
@@ -161,6 +163,43 @@ pub struct Remove {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Collect {}
 
+/// Looks at everything that is on disk, gently: records, files, bytes of blobs, and the files of every image's unpacked
+/// layers against their blobs. Result: [`Outcome::Scrubbed`]. After a crash it begins again. Events: `/integrity/found`
+/// for each finding, `/integrity/mended` for each that was mended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scrub {
+    /// Whether what is found is mended: what belongs to nobody is removed, layers are put right from their blobs, lost
+    /// directories made again. Damaged blobs are marked in any case, and fetched by the next pull of an image that has
+    /// them.
+    pub repair: bool,
+    /// Whether bytes are read and hashed, not only names and sizes looked at.
+    pub deep: bool,
+    /// Only layers of this namespace's images; blobs and records are those of the node. `None` for all.
+    pub namespace: Option<Namespace>,
+}
+
+/// What a scrub found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// What is not as it should be, mended or not; at most 100 with some 32 KiB of text. The events have all.
+    pub findings: Vec<crate::integrity::Finding>,
+    /// How many findings there were.
+    pub found: u64,
+    /// How many of them were mended.
+    pub mended: u64,
+    /// Records, files and blobs that were looked at.
+    pub things: u64,
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Layers that were compared with their blobs.
+    pub layers: u64,
+    /// What could not be checked, and why; at most 20.
+    pub unchecked: Vec<String>,
+    /// Microseconds it took.
+    pub micros: u64,
+}
+
 /// Begins work, or finds what this operation id began before. Answers at once.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
@@ -187,7 +226,7 @@ pub enum State {
 pub struct Operation {
     /// Its id.
     pub id: OperationId,
-    /// `pull`, `push`, `import`, `export`, `unpack`, `create`, `run`, `remove`, `collect`.
+    /// `pull`, `push`, `import`, `export`, `unpack`, `create`, `run`, `remove`, `collect`, `scrub`.
     pub kind: String,
     /// What it is about, for people: an image or container name.
     pub subject: String,
@@ -238,6 +277,8 @@ pub enum Outcome {
     Exit(Exit),
     /// What was collected.
     Collected(crate::gc::Collected),
+    /// What a scrub found.
+    Scrubbed(Scrubbed),
 }
 
 /// An image that work has dealt with.

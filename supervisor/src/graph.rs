@@ -62,7 +62,9 @@ impl Graph {
         let mut edges = Vec::new();
         for spec in registry.specs() {
             for contract in &spec.requires {
-                let peers = answers(contract);
+                // Who answers a contract that it also calls means the others.
+                let mut peers = answers(contract);
+                peers.retain(|peer| *peer != spec.id);
                 if peers.is_empty() {
                     return Err(missing(registry, &spec.id, contract));
                 }

@@ -73,6 +73,7 @@ pub fn plugin() -> Registration {
         .requires::<Events>()
         .requires::<Leases>()
         .privileges(Privileges::NONE)
+        .fsck(checking::fsck)
         .start(service::routes, |boot: Boot<Config>| {
             let store = store::Store::open(boot.root(), &boot.config)?;
             Ok(service::ContentService::new(store, boot.bus))

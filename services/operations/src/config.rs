@@ -13,6 +13,10 @@ pub(crate) struct Config {
     pub(crate) parallel_layers: usize,
     /// Ended operations that are kept when they are older than a day; younger ones are, whatever their number.
     pub(crate) keep: usize,
+    /// Hours between two scrubs that find damage by themselves; 0 for never. Source: a week, as file systems do.
+    pub(crate) scrub_hours: u32,
+    /// Percent of the time in which a scrub uses the disk, 1 to 100; it rests for the others.
+    pub(crate) scrub_share: u32,
 }
 
 impl Default for Config {
@@ -22,6 +26,8 @@ impl Default for Config {
             snapshotter: "overlayfs".into(),
             parallel_layers: 4,
             keep: 1000,
+            scrub_hours: 168,
+            scrub_share: 50,
         }
     }
 }

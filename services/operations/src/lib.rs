@@ -17,6 +17,7 @@
 //! | `service.rs` | the actor: starts, watches and cancels work; picks up what a crash left |
 //! | `store.rs` | the journal |
 //! | `claims.rs` | which request a client's key is bound to, and what it was answered |
+//! | `scrubs.rs` | when the last scrub ended |
 //! | `board.rs` | live progress of one operation, and who watches it |
 //! | `run.rs` | one operation under way: whom it may call, its lease, how it ends |
 //! | `work/*.rs` | one file per kind of work: its steps, and how they are undone |
@@ -36,6 +37,7 @@ mod config;
 #[cfg(test)]
 mod resumed;
 mod run;
+mod scrubs;
 mod service;
 mod store;
 mod work;
@@ -62,6 +64,7 @@ pub fn plugin() -> Registration {
         .requires::<Containers>()
         .requires::<Tasks>()
         .requires::<Gc>()
+        .requires::<Integrity>()
         .fsck(service::fsck)
         .start(service::routes, |boot: Boot<config::Config>| {
             let store = store::Store::open(boot.root())?;

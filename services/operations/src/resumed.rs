@@ -9,6 +9,7 @@ use contracts::diff::Diff;
 use contracts::events::{Append, Events};
 use contracts::gc::Gc;
 use contracts::images::Images;
+use contracts::integrity::{Check, Checked};
 use contracts::leases::{self as l, Lease, Leases};
 use contracts::namespaces::Namespaces;
 use contracts::operations::{
@@ -188,7 +189,7 @@ impl World {
             .fake(Fake::<Events>::new("log").on(|_, append: Append| Ok(append.first)))
             .fake(self.leases())
             .fake(Fake::<Namespaces>::new("local"))
-            .fake(Fake::<Content>::new("local"))
+            .fake(Fake::<Content>::new("local").on(|_, _: Check| Ok(Checked::default())))
             .fake(self.snapshots())
             .fake(Fake::<Diff>::new("local"))
             .fake(Fake::<Images>::new("local"))

@@ -2,11 +2,12 @@
 
 use crate::board::Board;
 use crate::config::Config;
+use crate::store::Store;
 use bus::{Bus, Ctx};
 use contracts::collect::Resource;
 use contracts::leases::{Add, Create, Delete, Resources, Update};
 use contracts::{
-    Code, Error, LabelPatch, Labels, LeaseId, OperationId, Paging, Ref, Request, Result,
+    Code, Error, LabelPatch, Labels, LeaseId, Namespace, OperationId, Paging, Ref, Request, Result,
     SnapshotKey, Timestamp,
 };
 use std::collections::{BTreeSet, HashMap};
@@ -31,6 +32,8 @@ pub(crate) struct Shared {
     turns: RefCell<HashMap<String, Arc<Mutex<()>>>>,
     /// Ingests that operations wait for, and how many.
     fetching: RefCell<HashMap<String, usize>>,
+    /// Layers that were extracted or compared with their blobs in this life of the plugin.
+    proven: RefCell<BTreeSet<String>>,
 }
 
 /// What the steps of one operation share. Clones are the same operation.
@@ -39,6 +42,7 @@ pub(crate) struct Run {
     pub(crate) bus: Bus,
     pub(crate) board: Board,
     pub(crate) config: Rc<Config>,
+    pub(crate) journal: Store,
     /// How often it was begun again.
     pub(crate) attempt: u32,
     /// The same in every attempt.
@@ -92,6 +96,7 @@ impl Run {
         bus: Bus,
         board: Board,
         config: Rc<Config>,
+        journal: Store,
         base: Ctx,
         shared: Rc<Shared>,
         attempt: u32,
@@ -100,6 +105,7 @@ impl Run {
             bus,
             board,
             config,
+            journal,
             attempt,
             ctx: base.step(&format!("attempt {attempt}")),
             base,
@@ -108,6 +114,39 @@ impl Run {
             busy: Arc::default(),
             left: Rc::default(),
         }
+    }
+
+    /// The same operation in another namespace.
+    pub(crate) fn inside(&self, namespace: &Namespace) -> Self {
+        let mut inside = self.clone();
+        inside.base = inside.base.in_namespace(namespace.clone());
+        inside.ctx = inside.ctx.in_namespace(namespace.clone());
+        inside
+    }
+
+    /// Whether a layer was extracted or compared in this life of the plugin, and no scrub has found it damaged since.
+    pub(crate) fn is_proven(&self, driver: &str, name: &SnapshotKey) -> bool {
+        let key = self.local(&format!("{driver} {name}"));
+        self.shared.proven.borrow().contains(&key)
+    }
+
+    /// Says that a layer is what its blob says.
+    pub(crate) fn proven(&self, driver: &str, name: &SnapshotKey) {
+        let key = self.local(&format!("{driver} {name}"));
+        self.shared.proven.borrow_mut().insert(key);
+    }
+
+    /// Says that nobody knows whether a layer is what its blob says.
+    pub(crate) fn unproven(&self, driver: &str, name: &SnapshotKey) {
+        let key = self.local(&format!("{driver} {name}"));
+        self.shared.proven.borrow_mut().remove(&key);
+    }
+
+    /// A number that no other step of this attempt has.
+    pub(crate) fn number(&self) -> u32 {
+        let number = self.streams.get();
+        self.streams.set(number + 1);
+        number
     }
 
     /// The context of a step.
@@ -127,9 +166,7 @@ impl Run {
 
     /// The context of a stream. No two share their calls: what one found done may be gone when the next looks.
     pub(crate) fn stream(&self) -> Ctx {
-        let number = self.streams.get();
-        self.streams.set(number + 1);
-        let name = format!("stream {number}");
+        let name = format!("stream {}", self.number());
         self.ctx.step(&name).with_deadline(STREAM)
     }
 

@@ -13,17 +13,24 @@ use actix::{Actor, Context, Handler};
 use bus::{Bus, Call, Ctx, Open, Reply, Routes, Streaming, items, on_disk};
 use contracts::integrity::{Check, Mend};
 use contracts::operations::{
-    Cancel, Claim, Get, List, Operation, Outcome, Settle, Start, State, Watch, Work,
+    Cancel, Claim, Get, List, Operation, Outcome, Scrub, Settle, Start, State, Watch, Work,
 };
-use contracts::{Code, Error, OperationId, Result};
+use contracts::{Code, Error, OperationId, Result, Timestamp};
 use futures_util::stream;
-use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::{Rc, Weak},
+    time::Duration,
+};
 use tokio::sync::oneshot;
 
 /// For how long every ended operation is kept, in seconds. Source: API.md, `Idempotency-Key`.
 const KEPT: i64 = 24 * 3600;
 /// Pause before an end is journaled again that could not be.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often the clock is looked at: a week needs no better.
+const GLANCE: Duration = Duration::from_secs(60);
 
 /// Operations under way, by id.
 type Running = Rc<RefCell<HashMap<OperationId, Live>>>;
@@ -42,6 +49,8 @@ struct Entered {
 /// Answers `operations`.
 pub(crate) struct OperationsService {
     hands: Hands,
+    /// What the clock of the scrubs works with: when this goes, it stops.
+    _clock: Rc<Hands>,
 }
 
 /// What it takes to carry out work. Clones share it.
@@ -72,7 +81,23 @@ impl OperationsService {
             let entered = hands.enter(&record.operation);
             actix::spawn(hands.clone().pick_up(record, entered));
         }
-        Ok(Self { hands })
+        let clock = Rc::new(hands.clone());
+        if clock.config.scrub_hours > 0 {
+            actix::spawn(now_and_then(Rc::downgrade(&clock)));
+        }
+        let _clock = clock;
+        Ok(Self { hands, _clock })
+    }
+}
+
+/// Looks at the clock as long as the service is there.
+async fn now_and_then(clock: Weak<Hands>) {
+    loop {
+        tokio::time::sleep(GLANCE).await;
+        let Some(hands) = clock.upgrade().map(|clock| (*clock).clone()) else {
+            return;
+        };
+        hands.scrub_when_due().await;
     }
 }
 
@@ -112,7 +137,9 @@ impl Hands {
         let work = match record.work.take() {
             Some(work) => {
                 let id = record.operation.id.clone();
-                self.store.resumed(id).await.map(|_| work)
+                let resumed = self.store.resumed(id).await;
+                faults::point("operations.resume.counted");
+                resumed.map(|_| work)
             }
             None => {
                 let Operation { kind, subject, .. } = &record.operation;
@@ -121,6 +148,44 @@ impl Hands {
             }
         };
         self.carry_out(record, work, entered).await;
+    }
+
+    /// Begins a scrub when the last one is as long ago as the settings say.
+    async fn scrub_when_due(self) {
+        let every = 3600 * i64::from(self.config.scrub_hours);
+        let scrubbed = async {
+            let due = self.store.last_scrub().await?.plus_seconds(every);
+            match due <= Timestamp::now() {
+                true => self.clone().scrub(due).await,
+                false => Ok(()),
+            }
+        };
+        if let Err(error) = scrubbed.await {
+            tracing::warn!(%error, "when the next scrub is due");
+        }
+    }
+
+    /// Carries out the scrub that was due then, once.
+    async fn scrub(self, due: Timestamp) -> Result<()> {
+        let scrub = Work::Scrub(Scrub {
+            deep: true,
+            ..Scrub::default()
+        });
+        let (kind, subject) = described(&scrub);
+        let begin = Begin {
+            id: OperationId::new(format!("scrub-{}", due.0))?,
+            namespace: None,
+            lease: None,
+            work: journaled(&scrub),
+            kind,
+            subject,
+        };
+        let (record, new) = self.store.begin(begin).await?;
+        if new {
+            let entered = self.enter(&record.operation);
+            self.carry_out(record, Ok(scrub), entered).await;
+        }
+        Ok(())
     }
 
     /// Does the work, or cleans up after it; then journals and shows how it ended.
@@ -134,6 +199,7 @@ impl Hands {
             self.bus.clone(),
             board.clone(),
             self.config.clone(),
+            self.store.clone(),
             ctx,
             self.shared.clone(),
             record.operation.resumed,
@@ -151,6 +217,7 @@ impl Hands {
                 (Err(error), State::Failed)
             }
         };
+        faults::point("operations.end.worked");
         self.end(&board, result, failed).await;
         self.running.borrow_mut().remove(&id);
     }
@@ -168,7 +235,10 @@ impl Hands {
         };
         loop {
             let error = match self.store.end(operation.clone(), keep).await {
-                Ok(ended) => return board.end(ended),
+                Ok(ended) => {
+                    faults::point("operations.end.journaled");
+                    return board.end(ended);
+                }
                 Err(error) => error,
             };
             tracing::error!(id = %operation.id, %error, "end of an operation");
@@ -206,6 +276,7 @@ impl Handler<Call<Start>> for OperationsService {
             };
             let (record, new) = hands.store.begin(begin).await?;
             if new {
+                faults::point("operations.start.journaled");
                 let entered = hands.enter(&record.operation);
                 actix::spawn(hands.clone().carry_out(record.clone(), Ok(work), entered));
             }

@@ -287,7 +287,9 @@ pub(crate) fn journaled(work: &Work) -> Option<Work> {
         Work::Push(push) => &push.access,
         Work::Create(create) | Work::Run(create) => &create.access,
         Work::Import(_) | Work::Export(_) => return None,
-        Work::Unpack(_) | Work::Remove(_) | Work::Collect(_) => return Some(work.clone()),
+        Work::Unpack(_) | Work::Remove(_) | Work::Collect(_) | Work::Scrub(_) => {
+            return Some(work.clone());
+        }
     };
     access.auth.is_none().then(|| work.clone())
 }
@@ -311,6 +313,7 @@ pub(crate) fn described(work: &Work) -> (&'static str, String) {
         Work::Run(create) => ("run", create.id.to_string()),
         Work::Remove(remove) => ("remove", remove.id.to_string()),
         Work::Collect(_) => ("collect", "garbage".into()),
+        Work::Scrub(_) => ("scrub", "disk".into()),
     }
 }
 

@@ -5,9 +5,11 @@ mod collect;
 mod container;
 mod fetch;
 mod naming;
+mod prove;
 mod pull;
 mod push;
 mod remove;
+mod scrub;
 mod unpack;
 
 use crate::run::{Run, undone};
@@ -29,13 +31,16 @@ pub(crate) async fn perform(run: &Run, work: Work) -> Result<Outcome> {
         Work::Run(create) => container::run(run, &create).await.map(Outcome::Task),
         Work::Remove(remove) => remove::remove(run, &remove).await,
         Work::Collect(_) => collect::collect(run).await.map(Outcome::Collected),
+        Work::Scrub(scrub) => scrub::scrub(run, &scrub).await.map(Outcome::Scrubbed),
     }
 }
 
 /// Ends what every kind of work that makes something began: what it did not commit goes, then its lease.
 async fn finish(run: &Run) {
     unpack::discard(run, run.attempt > 0).await;
+    faults::point("operations.finish.discarded");
     run.release().await;
+    faults::point("operations.finish.released");
 }
 
 /// Cleans up after work whose steps were dropped in the middle, because it was cancelled or its process died.
@@ -47,6 +52,7 @@ pub(crate) async fn abandon(run: &Run, operation: &Operation, cancelled: bool) {
         container::undo(run, &id).await;
     }
     unpack::discard(run, true).await;
+    faults::point("operations.abandon.discarded");
     // What a pull has fetched helps the next one; nobody wants it when it was cancelled, and nobody reads an archive twice.
     let unfinished = if cancelled || operation.kind == "import" {
         run.unfinished().await
@@ -54,6 +60,7 @@ pub(crate) async fn abandon(run: &Run, operation: &Operation, cancelled: bool) {
         Vec::new()
     };
     run.release().await;
+    faults::point("operations.abandon.released");
     // Last, when those who wrote have heard that nobody waits any more.
     forget(run, unfinished).await;
 }

@@ -8,10 +8,12 @@ use contracts::diff::Diff;
 use contracts::events::{Append, Events};
 use contracts::gc::{Collected, Gc};
 use contracts::images::Images;
+use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Mend, Mended};
 use contracts::leases::{Create, Delete, Lease, Leases};
-use contracts::namespaces::Namespaces;
+use contracts::namespaces::{List as List_, Namespaces};
 use contracts::operations::{
-    Cancel, Collect, Get, List, Operation, Outcome, Pull, Start, State, Watch, Work,
+    Cancel, Collect, Get, List, Operation, Outcome, Pull, Scrub, Scrubbed, Start, State, Watch,
+    Work,
 };
 use contracts::snapshots::{List as Snapshots_, Snapshots};
 use contracts::tasks::Tasks;
@@ -34,6 +36,7 @@ fn node(dir: &tempfile::TempDir, asked: &Asked) -> Result<LocalNode> {
         said("release"),
         said("resolve"),
     );
+    let told = asked.clone();
     let leases = Fake::<Leases>::new("local")
         .on(move |_, wanted: Create| {
             create();
@@ -65,10 +68,22 @@ fn node(dir: &tempfile::TempDir, asked: &Asked) -> Result<LocalNode> {
         })
     });
     LocalBus::new()
-        .fake(Fake::<Events>::new("log").on(|_, append: Append| Ok(append.first)))
+        .fake(Fake::<Events>::new("log").on(move |_, append: Append| {
+            let last = append.first + append.entries.len() as u64 - 1;
+            let topics = append.entries.into_iter().map(|entry| entry.topic);
+            let wanted = topics.filter(|topic| topic.starts_with("/integrity/"));
+            told.borrow_mut().extend(wanted);
+            Ok(last)
+        }))
         .fake(leases)
-        .fake(Fake::<Namespaces>::new("local"))
-        .fake(Fake::<Content>::new("local"))
+        .fake(Fake::<Namespaces>::new("local").on(|_, _: List_| {
+            Ok(Page {
+                items: Vec::new(),
+                next: String::new(),
+                version: 1,
+            })
+        }))
+        .fake(sound())
         .fake(Fake::<Snapshots>::new("overlayfs").on(|_, _: Snapshots_| {
             Ok(Page {
                 items: Vec::new(),
@@ -254,4 +269,81 @@ async fn operations_are_listed_newest_first_by_state_and_namespace() {
         .code,
         Code::NotFound
     );
+}
+
+async fn scrubbed(bus: &Bus, repair: bool) -> Scrubbed {
+    let scrub = Scrub {
+        repair,
+        deep: true,
+        namespace: None,
+    };
+    let start = Start {
+        work: Work::Scrub(scrub),
+    };
+    let begun = bus.call(&Ctx::new(None), start).await.unwrap();
+    assert_eq!(begun.kind, "scrub");
+    match ended(bus, &begun.id).await.result {
+        Some(Outcome::Scrubbed(scrubbed)) => scrubbed,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[actix_rt::test]
+async fn a_scrub_goes_through_every_step_of_every_owner_and_mends_what_it_may() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Asked::default());
+    let node = node(&dir, &asked).unwrap();
+    let seen = scrubbed(&node.bus(), false).await;
+    let subjects: Vec<_> = seen.findings.iter().map(|found| &found.subject).collect();
+    assert_eq!(subjects, ["sha256:ab", "blobs/x"]);
+    assert_eq!(
+        (seen.found, seen.mended, seen.bytes, seen.things),
+        (2, 0, 14, 4)
+    );
+    let seen = scrubbed(&node.bus(), true).await;
+    assert_eq!(
+        (seen.found, seen.mended),
+        (2, 1),
+        "one is for a pull to mend"
+    );
+    let told = |topic: &str| asked.borrow().iter().filter(|told| *told == topic).count();
+    for _ in 0..10_000 {
+        if told("/integrity/mended") == 1 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(
+        (told("/integrity/found"), told("/integrity/mended")),
+        (4, 1)
+    );
+}
+
+/// A content store that finds one blob damaged and one file too much, in two steps.
+fn sound() -> Fake<Content> {
+    let finding = |damage, subject: &str, cure| Finding {
+        damage,
+        namespace: None,
+        subject: subject.into(),
+        what: "is wrong".into(),
+        cure,
+    };
+    Fake::<Content>::new("local")
+        .on(move |_, check: Check| {
+            let (findings, next) = match check.token.as_str() {
+                "" => (vec![finding(Damage::Blob, "sha256:ab", Cure::Fetch)], "on"),
+                _ => (vec![finding(Damage::Leftover, "blobs/x", Cure::Remove)], ""),
+            };
+            Ok(Checked {
+                findings,
+                bytes: if check.deep { 7 } else { 0 },
+                things: 2,
+                next: next.into(),
+            })
+        })
+        .on(|_, mend: Mend| match mend.finding.cure {
+            Cure::Remove => Ok(Mended {
+                how: "removed".into(),
+            }),
+            _ => Err(contracts::Error::precondition("the next pull")),
+        })
 }

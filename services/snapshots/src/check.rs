@@ -1,7 +1,7 @@
 //! What this driver answers about its own disk, in short steps: whether records and directories are of one mind.
 //!
 //! ```text
-//! records → folders
+//! the ledger's records → snapshots → folders
 //! ```
 //!
 //! What is *in* a layer's directory is proven by its blob, which only `diff` reads: see `diff.verify`.
@@ -12,6 +12,8 @@ use crate::store::{Store, numbers};
 use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Mend, Mended};
 use contracts::snapshots::SnapshotKind;
 use contracts::{Namespace, SnapshotKey};
+use ledger::integrity::{self, Found};
+use std::path::Path;
 
 /// Records that one step looks at.
 const THINGS: usize = 500;
@@ -19,8 +21,15 @@ const THINGS: usize = 500;
 impl Store {
     /// One step of a check. Blocks. Errors: `InvalidArgument` for a token that is none of ours.
     pub(crate) fn check(&self, ask: &Check) -> Result<Checked> {
-        match ask.token.split_once(':').unwrap_or(("records", "")) {
-            ("records", at) => self.check_records(at),
+        if integrity::is_mine(&ask.token) {
+            let mut step = integrity::check(&self.ledger, &ask.token)?;
+            if step.next.is_empty() {
+                step.next = "snapshots:".to_owned();
+            }
+            return Ok(step);
+        }
+        match ask.token.split_once(':').unwrap_or_default() {
+            ("snapshots", at) => self.check_records(at),
             ("folders", _) => self.check_folders(),
             _ => {
                 let what = format!("token {:?}: is none that a check gave", ask.token);
@@ -47,7 +56,7 @@ impl Store {
             }
         }
         step.next = match rows.last().filter(|_| rows.len() == THINGS) {
-            Some((last, _)) => format!("records:{last}"),
+            Some((last, _)) => format!("snapshots:{last}"),
             None => "folders:".to_owned(),
         };
         Ok(step)
@@ -109,6 +118,10 @@ impl Store {
     /// Mends one finding. Blocks.
     pub(crate) fn mend(&self, mend: &Mend) -> Result<Mended> {
         let finding = &mend.finding;
+        let of_ledger = matches!(finding.damage, Damage::Store | Damage::Record);
+        if of_ledger && finding.namespace.is_none() {
+            return Ok(integrity::mend_only(&self.ledger, finding)?);
+        }
         let how = match (finding.damage, &finding.namespace) {
             (Damage::Leftover, _) => self.remove_stray(&finding.subject)?,
             (Damage::Missing, Some(ns)) => {
@@ -157,4 +170,33 @@ impl Store {
         }
         Ok("its directory was made again, and is filled from its layer")
     }
+}
+
+/// Looks at the folder below `root` while the plugin does not run, and mends it when `repair` says so. What is in the
+/// layers is looked at by a scrub of the running node.
+///
+/// Directories of nobody stay when records were lost: they may be what those records named.
+pub(crate) fn fsck(root: &Path, repair: bool) -> contracts::Result<Found> {
+    let mut found = integrity::fsck(&root.join("snapshots.redb"), repair)?;
+    let lost = !found.is_empty();
+    if lost && !repair {
+        return Ok(found);
+    }
+    let store = Store::looking(root)?;
+    let mut token = "snapshots:".to_owned();
+    while !token.is_empty() {
+        let step = store.check(&Check { deep: true, token })?;
+        for finding in step.findings {
+            let keeps = lost && finding.cure == Cure::Remove;
+            let mended = match repair && !keeps && finding.cure != Cure::None {
+                true => Some(store.mend(&Mend {
+                    finding: finding.clone(),
+                })?),
+                false => None,
+            };
+            found.push((finding, mended));
+        }
+        token = step.next;
+    }
+    Ok(found)
 }

@@ -89,4 +89,5 @@ fn registration(driver: &str) -> Registration {
         .also::<Integrity>()
         .requires::<Events>()
         .requires::<Leases>()
+        .fsck(check::fsck)
 }

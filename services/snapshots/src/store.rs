@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::driver::{Driver, Shape, wants_rebase};
 use crate::error::{Error, Result};
 use crate::folders::{Draft, Folders};
+use crate::native::Native;
 use crate::record::{self, Look, Record, SNAPSHOTS, place};
 use crate::references;
 use crate::stamps::{Held, Stamps};
@@ -60,14 +61,26 @@ impl Store {
                 tracing::warn!(%error, "leftovers stay until the next start");
             }
         });
-        Ok(Self {
+        Ok(Self::with(ledger, folders, driver))
+    }
+
+    /// Opens the store of a plugin that does not run, and removes nothing. Blocks.
+    pub(crate) fn looking(root: &Path) -> Result<Self> {
+        let ledger = Ledger::open(root.join("snapshots.redb"), LedgerConfig::FIRST)?;
+        let next = ledger.read(record::next)?;
+        let folders = Folders::open(root, next, true)?;
+        Ok(Self::with(ledger, folders, Box::new(Native)))
+    }
+
+    fn with(ledger: Ledger, folders: Arc<Folders>, driver: Box<dyn Driver>) -> Self {
+        Self {
             ledger,
             folders,
             driver,
             stamps: Stamps::default(),
             plan: Mutex::default(),
             commits: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     /// Makes an active or view snapshot and answers its mounts.

@@ -1,5 +1,5 @@
 //! A node with the real content store and fakes around it.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unreachable_pub)] // each test file uses its part
 
 use bus::Bus;
 use bus::testing::{Fake, LocalBus, LocalNode};

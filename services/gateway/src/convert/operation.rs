@@ -6,7 +6,8 @@ use super::lease::ResourceView;
 use super::task::{ExitView, TaskView};
 use crate::errors::{Problem, ProblemView};
 use contracts::gc::Collected;
-use contracts::operations::{Operation, Outcome, Part, State};
+use contracts::integrity::{Cure, Damage};
+use contracts::operations::{Operation, Outcome, Part, Scrubbed, State};
 use contracts::{Namespace, OperationId, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,7 +19,7 @@ pub(crate) struct OperationView {
     /// Its id.
     #[schema(value_type = String)]
     id: OperationId,
-    /// `pull`, `push`, `import`, `export`, `unpack`, `create`, `run`, `remove` or `collect`.
+    /// `pull`, `push`, `import`, `export`, `unpack`, `create`, `run`, `remove`, `collect` or `scrub`.
     kind: String,
     /// What it is about: an image or container name.
     subject: String,
@@ -83,6 +84,8 @@ pub(crate) enum OutcomeView {
     Exit(ExitView),
     /// What was collected.
     Collected(CollectedView),
+    /// What a scrub found.
+    Scrubbed(ScrubbedView),
 }
 
 impl OutcomeView {
@@ -95,6 +98,7 @@ impl OutcomeView {
             Outcome::Task(task) => Self::Task(task.into()),
             Outcome::Exit(exit) => Self::Exit(exit.into()),
             Outcome::Collected(collected) => Self::Collected(collected.into()),
+            Outcome::Scrubbed(scrubbed) => Self::Scrubbed(scrubbed.into()),
         })
     }
 }
@@ -130,6 +134,69 @@ impl OperationView {
             operation: self,
         };
         serde_json::to_string(&step).unwrap_or_default()
+    }
+}
+
+/// What a scrub found.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Scrub)]
+pub(crate) struct ScrubbedView {
+    /// What is not as it should be; at most 100, the events `/integrity/found` have all.
+    findings: Vec<FindingView>,
+    /// How many there were.
+    found: u64,
+    /// How many of them were mended.
+    mended: u64,
+    /// Records, files and blobs that were looked at.
+    things: u64,
+    /// Bytes that were read.
+    bytes: u64,
+    /// Layers that were compared with their blobs.
+    layers: u64,
+    /// What could not be checked, and why.
+    unchecked: Vec<String>,
+    /// Microseconds it took.
+    micros: u64,
+}
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Finding)]
+pub(crate) struct FindingView {
+    /// `store`, `record`, `blob`, `layer`, `missing`, `leftover`.
+    #[schema(value_type = String)]
+    damage: Damage,
+    /// Whose; null for what belongs to the node.
+    #[schema(value_type = Option<String>)]
+    namespace: Option<Namespace>,
+    /// A digest, a snapshot key, a path below the owner's folder.
+    subject: String,
+    /// What was expected, what is there.
+    what: String,
+    /// What would mend it: `rebuild`, `remove`, `fetch`, `none`.
+    #[schema(value_type = String)]
+    cure: Cure,
+}
+
+impl From<Scrubbed> for ScrubbedView {
+    fn from(scrubbed: Scrubbed) -> Self {
+        let findings = scrubbed.findings.into_iter().map(|finding| FindingView {
+            damage: finding.damage,
+            namespace: finding.namespace,
+            subject: finding.subject,
+            what: finding.what,
+            cure: finding.cure,
+        });
+        Self {
+            findings: findings.collect(),
+            found: scrubbed.found,
+            mended: scrubbed.mended,
+            things: scrubbed.things,
+            bytes: scrubbed.bytes,
+            layers: scrubbed.layers,
+            unchecked: scrubbed.unchecked,
+            micros: scrubbed.micros,
+        }
     }
 }
 

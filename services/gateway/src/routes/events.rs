@@ -2,25 +2,28 @@
 
 use crate::convert::event::{EventPage, EventView, GapBounds, GapView};
 use crate::convert::text;
+use crate::edge::Edge;
 use crate::errors::{Answer, Problem};
+use crate::news::BREATH;
 use crate::param;
 use crate::request::{Accept, LISTED, Request, ok, with};
 use crate::router::{Media, Route, get, post};
-use crate::stream::{self, Local, Record, produce};
+use crate::stream::{self, Local, Record};
 use actix_web::http::StatusCode;
-use bus::{Bus, Ctx};
-use contracts::events::{Batch, List, Publish, Subscribe};
+use bus::Ctx;
+use contracts::events::{Batch, Info, List, Publish};
 use contracts::{Code, Error, Namespace, Result};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
+use tokio::sync::watch;
 use utoipa::ToSchema;
 
 /// How long to wait for the log's first word before the headers go out without it.
 const FIRST: Duration = Duration::from_millis(250);
-/// How long to wait before asking a log again that is not there.
-const BREATH: Duration = Duration::from_millis(500);
+/// Events that wait for one reader, at most: all that a reader who stalls costs.
+const PAGE: u32 = 64;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -75,8 +78,7 @@ async fn follow(request: Request) -> Answer {
         None => request.number("since")?,
     };
     let filters = request.queries("filter");
-    let batches = batches(request.bus().clone(), request.long()?, since, filters);
-    let mut batches = batches.peekable();
+    let mut batches = batches(&request, since, filters).peekable();
     // A bad filter is still an ordinary answer; a log that is merely busy holds no header back.
     let first = std::pin::Pin::new(&mut batches).peek();
     if let Ok(Some(Err(error))) = tokio::time::timeout(FIRST, first).await {
@@ -93,34 +95,88 @@ async fn follow(request: Request) -> Answer {
     ))
 }
 
-/// Reads the log from `since` on. When its plugin is started again, goes on behind the last number that was looked at.
-fn batches(bus: Bus, ctx: Ctx, since: Option<u64>, filters: Vec<String>) -> Local<Result<Batch>> {
-    produce(|feed| async move {
-        let (mut since, mut heard) = (since, false);
+/// A reader's place in the log.
+struct Place {
+    edge: Rc<Edge>,
+    ctx: Ctx,
+    news: watch::Receiver<u64>,
+    filters: Vec<String>,
+    since: Option<u64>,
+    /// Whether anything was read yet.
+    heard: bool,
+    /// Whether there was nothing more the last time.
+    is_at_end: bool,
+}
+
+/// Reads the log from `since` on, a page whenever the last one is taken. When its plugin is started again, goes on behind
+/// the last number that was looked at.
+fn batches(request: &Request, since: Option<u64>, filters: Vec<String>) -> Local<Result<Batch>> {
+    let place = Place {
+        edge: request.edge.clone(),
+        ctx: request.ctx.clone(),
+        news: request.edge.news.follow(request.bus()),
+        filters,
+        since,
+        heard: false,
+        is_at_end: false,
+    };
+    let pages = futures_util::stream::unfold(Some(place), |place| async move {
+        let mut place = place?;
+        let batch = place.next().await;
+        let next = batch.is_ok().then_some(place);
+        Some((batch, next))
+    });
+    pages.boxed_local()
+}
+
+impl Place {
+    /// The next page with something in it; the first one comes at once, and may be empty.
+    async fn next(&mut self) -> Result<Batch> {
         loop {
-            let subscribe = Subscribe {
-                since,
-                filters: filters.clone(),
-            };
-            let error = match bus.open(&ctx, subscribe).await {
-                Err(error) => error,
-                Ok(mut items) => loop {
-                    match items.next().await {
-                        Some(Ok(batch)) => {
-                            (since, heard) = (Some(batch.seen), true);
-                            feed.send(Ok(batch)).await;
-                        }
-                        Some(Err(error)) => break error,
-                        None => break Error::unavailable("events: the log ended the stream"),
-                    }
-                },
-            };
-            if !error.is(Code::Unavailable) || !heard {
-                return feed.send(Err(error)).await;
+            if self.is_at_end {
+                self.grown().await?;
             }
-            tokio::time::sleep(BREATH).await;
+            match self.read().await {
+                Ok(batch) => {
+                    let first = !self.heard;
+                    (self.since, self.heard, self.is_at_end) = (Some(batch.seen), true, batch.end);
+                    if first || !batch.events.is_empty() || batch.gap.is_some() {
+                        return Ok(batch);
+                    }
+                }
+                Err(error) if self.heard && is_away(&error) => tokio::time::sleep(BREATH).await,
+                Err(error) => return Err(error),
+            }
         }
-    })
+    }
+
+    async fn grown(&mut self) -> Result<()> {
+        let since = self.since.unwrap_or_default();
+        let grown = self.news.wait_for(|newest| *newest > since).await;
+        grown
+            .map(drop)
+            .map_err(|_| Error::unavailable("events: this gateway is stopping"))
+    }
+
+    async fn read(&self) -> Result<Batch> {
+        let ctx = self.ctx.clone().with_deadline(bus::DEFAULT_DEADLINE);
+        let bus = &self.edge.bus;
+        let since = match self.since {
+            Some(since) => since,
+            None => bus.call(&ctx, Info {}).await?.last,
+        };
+        let list = List {
+            since,
+            filters: self.filters.clone(),
+            limit: PAGE,
+        };
+        bus.call(&ctx, list).await
+    }
+}
+
+/// Whether the log is only away for a while.
+fn is_away(error: &Error) -> bool {
+    error.is(Code::Unavailable) || error.is(Code::DeadlineExceeded)
 }
 
 fn records(batch: Result<Batch>) -> Vec<Record> {

@@ -17,6 +17,7 @@ mod namespaces;
 mod node;
 mod operations;
 mod plugins;
+mod scrub;
 mod snapshots;
 mod tasks;
 mod tasks_exec;
@@ -32,6 +33,7 @@ pub(crate) fn all() -> Vec<Route> {
         operations::routes(),
         call::routes(),
         gc::routes(),
+        scrub::routes(),
         audit::routes(),
         namespaces::routes(),
         ingests::routes(),

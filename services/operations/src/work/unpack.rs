@@ -5,6 +5,7 @@
 
 use super::fetch::{self, Source};
 use super::naming;
+use super::prove::{Chain, prove};
 use crate::board::UNPACKING;
 use crate::run::{Run, maybe, undone};
 use contracts::collect::Resource;
@@ -19,11 +20,11 @@ use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use std::collections::BTreeMap;
 
 /// What one layer needs: its blob and its names.
-struct Step<'a> {
+pub(super) struct Step<'a> {
     index: usize,
-    blob: &'a Descriptor,
-    diff_id: &'a contracts::Digest,
-    name: SnapshotKey,
+    pub(super) blob: &'a Descriptor,
+    pub(super) diff_id: &'a contracts::Digest,
+    pub(super) name: SnapshotKey,
     /// Name of the layer below.
     parent: Option<SnapshotKey>,
 }
@@ -103,11 +104,25 @@ pub(super) async fn unpack(
     } else {
         bottom_up(run, source, driver, &steps, missing).await?;
     }
+    let chain = Chain {
+        driver,
+        steps: &steps,
+        stacked: info.rebase,
+    };
+    for step in &steps[missing..] {
+        run.proven(driver, &step.name);
+    }
+    faults::point("operations.unpack.committed");
+    match prove(run, chain, missing).await {
+        // Who only unpacks has no source for blobs that were let go after an earlier unpacking.
+        Err(error) if source.is_none() && error.is(Code::NotFound) => {}
+        proven => proven?,
+    }
     refer(run, plan, driver, &top).await?;
     Ok(top.to_string())
 }
 
-fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
+pub(super) fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
     let mut parent = None;
     let unknown =
         |layer: &Layer| Error::internal(format!("layer {}: has no chain id", layer.blob.digest));
@@ -167,7 +182,7 @@ async fn in_any_order(
             if !wanted {
                 return Ok(None);
             }
-            extract(run, driver, step, None)
+            extract(run, driver, step, None, source.is_some())
                 .await
                 .map(|extracted| Some((step.index, extracted)))
         })
@@ -219,7 +234,7 @@ async fn bottom_up(
     };
     let extract_in_order = async {
         for step in &steps[missing..] {
-            let layer = extract(run, driver, step, step.parent.clone()).await?;
+            let layer = extract(run, driver, step, step.parent.clone(), source.is_some()).await?;
             sync(run, &layer.mounts).await?;
             commit(run, driver, step, &layer.key, false).await?;
         }
@@ -253,10 +268,11 @@ async fn extract(
     driver: &str,
     step: &Step<'_>,
     parent: Option<SnapshotKey>,
+    fetching: bool,
 ) -> Result<Extracted> {
     let mut tries = 0;
     loop {
-        match extract_once(run, driver, step, parent.clone(), tries).await {
+        match extract_once(run, driver, step, parent.clone(), fetching, tries).await {
             Err(error)
                 if error.is(Code::Unavailable) && error.plugin.is_some() && tries < TRIES =>
             {
@@ -272,6 +288,7 @@ async fn extract_once(
     driver: &str,
     step: &Step<'_>,
     parent: Option<SnapshotKey>,
+    fetching: bool,
     tries: u32,
 ) -> Result<Extracted> {
     let key = extraction(run, step, tries)?;
@@ -293,7 +310,10 @@ async fn extract_once(
     let mounts = run.bus.call_named(driver, &ctx, prepare).await?;
     let apply = Apply {
         layer: step.blob.clone(),
-        r#ref: Some(fetch::ingest(step.blob)?),
+        r#ref: match fetching {
+            true => Some(fetch::ingest(step.blob)?),
+            false => None,
+        },
         mounts: mounts.clone(),
         diff_id: Some(step.diff_id.clone()),
     };
@@ -412,7 +432,7 @@ async fn refer(run: &Run, plan: &ImagePlan, driver: &str, top: &SnapshotKey) -> 
 }
 
 /// How the snapshots that this operation is still working on begin.
-fn prefix(run: &Run) -> String {
+pub(super) fn prefix(run: &Run) -> String {
     format!("extract {} ", run.tag())
 }
 

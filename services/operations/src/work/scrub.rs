@@ -1,0 +1,292 @@
+//! Scrub: every owner looks at its own disk, step by step; then every image's unpacked layers are compared with their blobs.
+//!
+//! Gentle: after each step as much time passes without one as the setting `scrub_share` says. Nothing is held: what is
+//! removed meanwhile is no finding. Begun again after a crash it looks at everything once more, for a finding that was
+//! told once is told again while it is true.
+
+use super::prove::{self, Chain};
+use super::unpack::steps;
+use crate::run::Run;
+use contracts::diff::Verified;
+use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Integrity, Mend};
+use contracts::operations::{Scrub, Scrubbed};
+use contracts::snapshots::{Driver, Snapshots, Stat};
+use contracts::transfer::{ImagePlan, Plan};
+use contracts::{Code, Error, Namespace, Paging, PluginId, Result, images, namespaces};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// How long one step may take: a step reads 64 MiB, on a disk that may be busy.
+const STEP: Duration = Duration::from_secs(600);
+/// Findings of one result, and bytes of their text: with the rest they fit into a frame.
+const MOST: usize = 100;
+const TEXT: usize = 32 << 10;
+/// Reasons of one result.
+const REASONS: usize = 20;
+
+/// Looks at everything. Errors: the journal cannot be written; what could not be checked is in the result.
+pub(super) async fn scrub(run: &Run, asked: &Scrub) -> Result<Scrubbed> {
+    let began = Instant::now();
+    let mut sum = Sum::default();
+    let owners = run.bus.peers::<Integrity>().to_vec();
+    for owner in &owners {
+        if let Err(error) = check(run, asked, owner, &mut sum).await {
+            sum.unchecked(run, &format!("{owner}"), error).await?;
+        }
+    }
+    match namespaces(run, asked).await {
+        Err(error) => sum.unchecked(run, "namespaces", error).await?,
+        Ok(all) => {
+            for namespace in all {
+                let run = run.inside(&namespace);
+                if let Err(error) = layers(&run, asked, &mut sum).await {
+                    let what = format!("layers of namespace {namespace}");
+                    sum.unchecked(&run, &what, error).await?;
+                }
+            }
+        }
+    }
+    run.journal.scrubbed().await?;
+    sum.result.micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    Ok(sum.result)
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Sum {
+    result: Scrubbed,
+    text: usize,
+}
+
+impl Sum {
+    async fn found(&mut self, run: &Run, finding: &Finding) -> Result<()> {
+        self.result.found += 1;
+        self.text += finding.subject.len() + finding.what.len();
+        if self.result.findings.len() < MOST && self.text < TEXT {
+            self.result.findings.push(finding.clone());
+        }
+        run.journal.tell("/integrity/found", finding.clone()).await
+    }
+
+    async fn mended(&mut self, run: &Run, finding: &Finding) -> Result<()> {
+        self.result.mended += 1;
+        run.journal.tell("/integrity/mended", finding.clone()).await
+    }
+
+    /// A store that cannot be read is a finding, too.
+    async fn unchecked(&mut self, run: &Run, what: &str, error: Error) -> Result<()> {
+        if error.is(Code::DataLoss) && what.contains('/') {
+            let finding = Finding {
+                damage: Damage::Store,
+                namespace: None,
+                subject: what.to_owned(),
+                what: error.message.clone(),
+                cure: Cure::Rebuild,
+            };
+            self.found(run, &finding).await?;
+        }
+        tracing::warn!(what, %error, "could not be checked");
+        if self.result.unchecked.len() < REASONS {
+            let why: String = error.to_string().chars().take(300).collect();
+            self.result.unchecked.push(format!("{what}: {why}"));
+        }
+        Ok(())
+    }
+}
+
+/// One owner looks at its own disk.
+async fn check(run: &Run, asked: &Scrub, owner: &PluginId, sum: &mut Sum) -> Result<()> {
+    let (mut token, mut bytes) = (String::new(), 0);
+    loop {
+        let began = Instant::now();
+        let step = Check {
+            deep: asked.deep,
+            token,
+        };
+        let ctx = run.stream().with_deadline(STEP);
+        let checked: Checked = run.bus.call_at(owner, &ctx, step).await?;
+        bytes += checked.bytes;
+        sum.result.bytes += checked.bytes;
+        sum.result.things += checked.things;
+        run.board.part(owner.as_str(), "checking", bytes, 0);
+        for finding in checked.findings {
+            sum.found(run, &finding).await?;
+            if asked.repair {
+                mend(run, owner, finding, sum).await?;
+            }
+        }
+        if checked.next.is_empty() {
+            run.board.part(owner.as_str(), "checked", bytes, bytes);
+            return Ok(());
+        }
+        token = checked.next;
+        rest(run, began.elapsed()).await;
+    }
+}
+
+async fn mend(run: &Run, owner: &PluginId, finding: Finding, sum: &mut Sum) -> Result<()> {
+    let ctx = run.stream().with_deadline(STEP);
+    let mend = Mend {
+        finding: finding.clone(),
+    };
+    match run.bus.call_at(owner, &ctx, mend).await {
+        Ok(_) => sum.mended(run, &finding).await,
+        // Its cure is not in the owner's hands; the finding says in whose.
+        Err(error) if error.is(Code::FailedPrecondition) => Ok(()),
+        Err(error) => sum.unchecked(run, &finding.subject, error).await,
+    }
+}
+
+/// Leaves the disk to others for as long as the share says.
+async fn rest(run: &Run, took: Duration) {
+    let share = run.config.scrub_share.clamp(1, 100);
+    tokio::time::sleep(took * (100 - share) / share).await;
+}
+
+async fn namespaces(run: &Run, asked: &Scrub) -> Result<Vec<Namespace>> {
+    if let Some(only) = &asked.namespace {
+        return Ok(vec![only.clone()]);
+    }
+    let (mut all, mut paging) = (Vec::new(), Paging::default());
+    loop {
+        let list = namespaces::List {
+            paging: paging.clone(),
+        };
+        let page = run.call(list).await?;
+        all.extend(page.items.into_iter().map(|info| info.name));
+        if page.next.is_empty() {
+            return Ok(all);
+        }
+        paging.token = page.next;
+    }
+}
+
+/// The unpacked layers of a namespace's images, each once.
+async fn layers(run: &Run, asked: &Scrub, sum: &mut Sum) -> Result<()> {
+    let (mut seen, mut paging) = (BTreeSet::new(), Paging::default());
+    loop {
+        let list = images::List {
+            paging: paging.clone(),
+            ..images::List::default()
+        };
+        let page = run.call(list).await?;
+        for image in page.items {
+            let plan = Plan {
+                target: image.target.clone(),
+                platform: String::new(),
+                shallow: false,
+            };
+            match run.call(plan).await {
+                Ok(plan) => image_layers(run, asked, &plan, &mut seen, sum).await?,
+                // Not of this machine's platform, or an artifact: nothing of it is unpacked.
+                Err(error) if matches!(error.code, Code::NotFound | Code::InvalidArgument) => {}
+                Err(error) => sum.unchecked(run, image.name.as_str(), error).await?,
+            }
+        }
+        if page.next.is_empty() {
+            return Ok(());
+        }
+        paging.token = page.next;
+    }
+}
+
+async fn image_layers(
+    run: &Run,
+    asked: &Scrub,
+    plan: &ImagePlan,
+    seen: &mut BTreeSet<String>,
+    sum: &mut Sum,
+) -> Result<()> {
+    let steps = steps(plan)?;
+    for plugin in run.bus.peers::<Snapshots>().to_vec() {
+        let driver = plugin.id();
+        let info = match run.call_at_driver(driver, Driver {}).await {
+            Ok(info) => info,
+            Err(error) => {
+                sum.unchecked(run, plugin.as_str(), error).await?;
+                continue;
+            }
+        };
+        let chain = Chain {
+            driver,
+            steps: &steps,
+            stacked: info.rebase,
+        };
+        for (index, step) in steps.iter().enumerate() {
+            if !seen.insert(format!("{driver} {}", step.name)) {
+                continue;
+            }
+            let key = step.name.clone();
+            if run.call_at_driver(driver, Stat { key }).await.is_ok() {
+                one(run, asked, chain, index, sum).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn one(
+    run: &Run,
+    asked: &Scrub,
+    chain: Chain<'_>,
+    index: usize,
+    sum: &mut Sum,
+) -> Result<()> {
+    if !asked.deep {
+        return Ok(());
+    }
+    let began = Instant::now();
+    let name = &chain.steps[index].name;
+    run.board.part(name.as_str(), "comparing", 0, 0);
+    match prove::layer(run, chain, index, asked.repair).await {
+        Ok(None) => {}
+        Ok(Some(verified)) => {
+            sum.result.layers += 1;
+            sum.result.bytes += verified.bytes;
+            judge(run, asked, chain, index, verified, sum).await?;
+        }
+        Err(error) => {
+            run.unproven(chain.driver, name);
+            let what = format!("snapshot {name} of {}", chain.driver);
+            sum.unchecked(run, &what, error).await?;
+        }
+    }
+    run.board.part(name.as_str(), "compared", 0, 0);
+    rest(run, began.elapsed()).await;
+    Ok(())
+}
+
+async fn judge(
+    run: &Run,
+    asked: &Scrub,
+    chain: Chain<'_>,
+    index: usize,
+    verified: Verified,
+    sum: &mut Sum,
+) -> Result<()> {
+    let (driver, name) = (chain.driver, &chain.steps[index].name);
+    let whole = verified.different == verified.mended;
+    match whole && (asked.repair || verified.different == 0) {
+        true => run.proven(driver, name),
+        false => run.unproven(driver, name),
+    }
+    let unlisted = verified.different - verified.differences.len() as u64;
+    for difference in verified.differences {
+        let finding = Finding {
+            damage: Damage::Layer,
+            namespace: run.ctx().namespace.clone(),
+            subject: format!("{driver} {name} /{}", difference.path),
+            what: difference.what,
+            cure: Cure::Fetch,
+        };
+        sum.found(run, &finding).await?;
+        if whole && asked.repair {
+            sum.mended(run, &finding).await?;
+        }
+    }
+    sum.result.found += unlisted;
+    if whole && asked.repair {
+        sum.result.mended += unlisted;
+    }
+    Ok(())
+}
