@@ -26,11 +26,11 @@ const BLOCK: u64 = 4096;
 /// Where redb's header says how many pages its regions have, and what it says in a new file: 4 GiB of them.
 const PAGES_AT: usize = 20;
 const PAGES: u32 = 1 << 20;
-/// What it is made to say instead. A file is doubled until it has one region and then grows by one or two: with regions
-/// of 4 MiB no file takes much more of the disk than it needs. No record may be larger.
-const FEW_PAGES: u32 = 1 << 10;
-/// Bytes kept beyond the end of the file: some hundred commits of removals, which use again what they free.
-pub(crate) const RESERVE: u64 = 1 << 20;
+/// What it is made to say instead: 1 MiB of them. A file is doubled until it has one region and then grows by a region
+/// at a time, so that it takes little more of the disk than it needs, and the reserve is enough for it to grow once.
+const FEW_PAGES: u32 = 1 << 8;
+/// Bytes kept beyond the end of the file. Growing once is enough for removals: they use again what they free.
+const RESERVE: u64 = (1 << 20) + (128 << 10);
 
 /// A file that redb stores its pages in. Clones are the same.
 #[derive(Clone, Debug)]
@@ -119,6 +119,7 @@ impl Device {
         let mut state = self.state();
         state.spend = false;
         // A disk that is full now has no reserve for us; whoever adds something finds out.
+        let _ = self.allocate(&mut state, 0);
         let _ = self.allocate(&mut state, RESERVE);
         Ok(())
     }
@@ -128,9 +129,10 @@ impl Device {
         self.state().spend = spend;
     }
 
-    /// Makes the reserve whole. Errors: `ENOSPC` while there is no room for it.
+    /// Makes the reserve whole, with room to grow before it. Errors: `ENOSPC` while there is none.
     pub(crate) fn refill(&self) -> Result<()> {
-        self.allocate(&mut self.state(), RESERVE)
+        let growth = u64::from(FEW_PAGES) * BLOCK;
+        self.allocate(&mut self.state(), RESERVE + growth)
     }
 
     /// Gives back the blocks that the file has taken for a write that does not go on: nothing on disk describes them.
@@ -163,7 +165,9 @@ impl Device {
         if state.backed >= end {
             return Ok(());
         }
-        match fallocate(&self.0.file, FallocateFlags::KEEP_SIZE, 0, end) {
+        // Only what is missing: a file system may undo all of a promise that it cannot keep.
+        let from = state.backed;
+        match fallocate(&self.0.file, FallocateFlags::KEEP_SIZE, from, end - from) {
             Ok(()) => state.backed = end,
             // File systems that cannot promise blocks.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => state.backed = u64::MAX,

@@ -12,7 +12,7 @@ use std::{cell::Cell, marker::PhantomData, ops::Bound, path::Path, sync::Arc};
 /// Most items of one page, whatever was asked for.
 const MOST: usize = 500;
 /// Most encoded bytes of one record: what a region of the file holds, with its page around it.
-const LARGEST: usize = 3 << 20;
+const LARGEST: usize = 768 << 10;
 /// Most encoded bytes of one page: well below what one message may have.
 const MOST_BYTES: usize = 1 << 20;
 

@@ -300,8 +300,9 @@ impl Writer {
                 Ok(opened) => opened,
                 Err(fault) => break Err(fault),
             };
-            self.low
-                .set(self.low.get() && opened.device.refill().is_err());
+            if !full && self.low.get() {
+                self.low.set(opened.device.refill().is_err());
+            }
             match self.attempt(&opened, &mut batch) {
                 Ok(Went::Done) => break Ok(()),
                 Ok(Went::Without(failed, told)) => {
@@ -318,6 +319,10 @@ impl Writer {
                             full = true;
                             self.low.set(true);
                         }
+                        // One that adds much may have used up what the others need.
+                        Fault::Full(_) if batch.len() > 1 => {
+                            return batch.into_iter().for_each(|job| self.commit(vec![job]));
+                        }
                         // An earlier failure that is told again: a file that is opened anew says how things are now.
                         Fault::Reopened(_) if !reopened => reopened = true,
                         _ => break Err(fault),
@@ -333,7 +338,7 @@ impl Writer {
     /// Runs the batch in one transaction. When one of its writes fails nothing is kept.
     fn attempt(&self, opened: &Opened, batch: &mut [Job]) -> Result<Went, Fault> {
         let path = &self.file.path;
-        opened.device.spend(false);
+        opened.device.spend(self.low.get());
         let transaction = opened.database.begin_write().map_err(|e| fault(path, e))?;
         let mut tx = Tx::new(&transaction, path, Timestamp::now(), self.file.life.seed, 0);
         tx.commit = tx.get(&META, "version")?.unwrap_or(0) + 1;
@@ -366,8 +371,6 @@ impl Writer {
             return Ok(without.unwrap_or(Went::Done));
         }
         let (emitted, commit) = (tx.emitted, tx.commit);
-        // Only now is it sure that none of them adds something.
-        opened.device.spend(self.low.get());
         self.tidy(&mut tx)?;
         transaction.commit().map_err(|e| fault(path, e))?;
         let delivered = self.outbox.delivered.load(Ordering::Acquire);

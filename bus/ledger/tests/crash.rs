@@ -185,7 +185,7 @@ fn a_full_disk_is_told_to_every_write_of_a_batch_and_hides_nothing() {
             }
         });
         for round in 0..10 {
-            let large = |i| write(format!("large-{round}-{i}"), 1 << 20);
+            let large = |i| write(format!("large-{round}-{i}"), 700 << 10);
             let all = async { tokio::join!(large(0), large(1), large(2)) };
             let (a, b, c) = runtime.block_on(all);
             for error in [a, b, c].map(|written| written.unwrap_err()) {

@@ -72,7 +72,7 @@ impl<'a> Pages<'a> {
     pub(super) fn regions(bytes: &[u8]) -> Vec<u64> {
         let said = u32_at(bytes, 20).map(|pages| pages as u64);
         let said = said.filter(|pages| (1..=1 << 20).contains(pages));
-        let mut sizes: Vec<_> = said.into_iter().chain([1 << 10, 1 << 20]).collect();
+        let mut sizes: Vec<_> = said.into_iter().chain([1 << 8, 1 << 20]).collect();
         sizes.dedup();
         sizes
     }
