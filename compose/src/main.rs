@@ -5,6 +5,7 @@
 
 mod builtin;
 mod client;
+mod fsck;
 mod reload;
 mod status;
 mod upgrade;
@@ -101,6 +102,14 @@ enum Command {
         /// Which; all when none is named
         plugins: Vec<String>,
     },
+    /// Looks for damage on the disk; exit code 0: none left, 1: some left, 2: something could not be looked at
+    Fsck {
+        #[command(flatten)]
+        fsck: fsck::Fsck,
+        /// The daemon's socket, where one runs: <state>/gantry.sock
+        #[arg(long)]
+        host: Option<PathBuf>,
+    },
     /// Prints what this build is, as JSON: version, protocol, plugins
     #[command(hide = true)]
     Facts,
@@ -187,6 +196,7 @@ fn main() -> ExitCode {
             &binary,
             &plugins,
         ))),
+        Command::Fsck { fsck, host } => fsck::run(&fsck, host),
         Command::Facts => answered(facts()),
         Command::Config {
             which: Which::Default,

@@ -5,6 +5,19 @@
 //! wired anew, its neighbours are told and never restarted, a signal stops all of it in reverse order. It links no
 //! service, holds no data and parses nothing that comes from outside.
 //!
+//! **The live graph.** Whatever a plugin does, exactly those suffer who require it, directly or through others; they stand
+//! as degraded, with the cause and the chain to it, and so do the errors of their calls.
+//!
+//! - *Dead*: started again after a pause that doubles with every quick death; after too many it is `failed` and tried
+//!   rarely. How it ended is kept: exit code, signal, the words of its panic, its memory limit.
+//! - *Stuck*: every ready process is asked twice a second whether it answers, from where it answers calls. Silent for
+//!   1.5 s it and its dependants are degraded; when it answers it is ready again; silent for 10 s it is killed, and its
+//!   successor gets the calls that waited.
+//! - *Late*: what requires it starts without it after 10 s. What never gets ready is killed after 10 min.
+//! - *Too large*: a limit of memory or CPU is a cgroup of its own (`limits.rs`).
+//! - *Broken link*: bytes that are no frame end a link between living processes; it is made anew, and pending calls are
+//!   sent again.
+//!
 //! | file | what it knows |
 //! |---|---|
 //! | `options.rs` | configuration + manifest + what is built in → a checked plan |
@@ -12,14 +25,16 @@
 //! | `manifest.rs` `registry.rs` | which plugins, which share a process |
 //! | `graph.rs` | who calls whom, in which order they start |
 //! | `lifecycle.rs` `standing.rs` `restart.rs` | what becomes of every process: (input, now) → outputs |
+//! | `lifecycle/probe.rs` `edges.rs` `exits.rs` | who is stuck, which link to make anew, how processes ended |
 //! | `daemon.rs` | the loop that feeds the lifecycle and obeys it |
 //! | `process.rs` `child.rs` | a process: how it is made, its control link, its end |
+//! | `limits.rs` | what it may use, as a cgroup |
 //! | `folders.rs` `lock.rs` `sockets.rs` | what a node has in the file system |
 //! | `facts.rs` | what a process really is, from `/proc` |
 //! | `service.rs` | what plugins may ask the supervisor |
 //!
-//! All down to `lifecycle.rs` is pure but for reading two files; a simulated world in its tests goes through crashes,
-//! refusals and stops in any order.
+//! All down to `lifecycle.rs` is pure but for reading two files; simulated worlds in its tests go through crashes,
+//! refusals, stops, silence and time in any order.
 
 mod builds;
 mod child;
@@ -51,7 +66,7 @@ mod upgrade;
 pub use builds::BuildFacts;
 pub use daemon::{DaemonError, run};
 pub use folders::FolderError;
-pub use lock::LockError;
+pub use lock::{Lock, LockError};
 pub use options::{Options, Overrides, Plan, PlanError};
 pub use printed::default_file;
 pub use sockets::SocketError;

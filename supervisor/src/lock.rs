@@ -13,7 +13,7 @@ const NAME: &str = "supervisor.lock";
 
 /// Held as long as the node runs; dropping it removes the file.
 #[derive(Debug)]
-pub(crate) struct Lock {
+pub struct Lock {
     path: PathBuf,
     _file: File,
 }
@@ -40,8 +40,8 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// Takes the lock of `state` and writes our pid into it.
-    pub(crate) fn take(state: &Path) -> Result<Self, LockError> {
+    /// Takes the lock of `state` and writes our pid into it: no supervisor begins while it is held.
+    pub fn take(state: &Path) -> Result<Self, LockError> {
         let path = state.join(NAME);
         let failed = |source| LockError::Io {
             path: path.clone(),
