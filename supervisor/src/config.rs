@@ -14,7 +14,7 @@ use crate::{lifecycle::Timing, limits, restart::Policy, settings};
 use contracts::plugin::{Limits, PluginSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use toml::de::DeTable;
 
 /// The version of the file format that this build reads.
@@ -64,20 +64,14 @@ struct Limit {
     cpu: u32,
 }
 
-/// What is wrong with the configuration, as `file:line: what`.
+/// What is wrong with the configuration: every mistake as `file:line: what`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {what}")]
-pub struct ConfigError {
-    place: String,
-    what: String,
-}
+#[error("{}", .0.join("; "))]
+pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
-    pub(crate) fn new(place: impl Into<String>, what: impl Into<String>) -> Self {
-        Self {
-            place: place.into(),
-            what: what.into(),
-        }
+    pub(crate) fn new(place: impl fmt::Display, what: impl fmt::Display) -> Self {
+        Self(vec![format!("{place}: {what}")])
     }
 }
 
@@ -101,8 +95,14 @@ impl Config {
             let what = format!("version is missing; write `version = {VERSION}` on top");
             return Err(ConfigError::new(place(0), what));
         }
-        let laid = settings::overlay(&template(specs)?, table, "")
-            .map_err(|problem| ConfigError::new(place(problem.at), problem.what))?;
+        let laid = settings::overlay(&template(specs)?, table, "").map_err(|problems| {
+            let mistakes = problems.into_iter();
+            ConfigError(
+                mistakes
+                    .map(|p| format!("{}: {}", place(p.at), p.what))
+                    .collect(),
+            )
+        })?;
         Self::of(Value::Object(laid), specs, &|key| {
             place(table.get(key).map_or(0, |value| value.span().start))
         })

@@ -107,7 +107,10 @@ fn reasons(old: &Plan, new: &Plan, former: &PluginSpec, spec: &PluginSpec) -> Ve
     if from != to {
         why.push(format!("limits: {from:?} → {to:?}"));
     }
-    if former != spec {
+    if former.exec != spec.exec {
+        let command = |spec: &PluginSpec| spec.exec.clone().unwrap_or_default().join(" ");
+        why.push(format!("command: {} → {}", command(former), command(spec)));
+    } else if former != spec && why.is_empty() {
         why.push("its registration".into());
     }
     why.extend(peers(old, new, id));

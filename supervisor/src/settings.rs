@@ -19,25 +19,34 @@ pub(crate) struct Problem {
     pub(crate) what: String,
 }
 
-/// Lays `table` over `template`; `path` is its name in messages, empty at the top. Errors: an unknown key, another type than the template's.
+/// Lays `table` over `template`; `path` is its name in messages, empty at the top. Errors: every unknown key, every
+/// value of another type than the template's.
 pub(crate) fn overlay(
     template: &Map<String, Value>,
     table: &DeTable<'_>,
     path: &str,
-) -> Result<Map<String, Value>, Problem> {
+) -> Result<Map<String, Value>, Vec<Problem>> {
     let mut result = template.clone();
+    let mut problems = Vec::new();
     for (key, value) in table {
         let name: &str = key.get_ref();
         let Some(default) = template.get(name) else {
-            return Err(unknown(template, key.span().start, name, path));
+            problems.push(unknown(template, key.span().start, name, path));
+            continue;
         };
-        let path = join(path, name);
-        result.insert(name.to_owned(), lay(default, value, &path)?);
+        match lay(default, value, &join(path, name)) {
+            Ok(value) => drop(result.insert(name.to_owned(), value)),
+            Err(found) => problems.extend(found),
+        }
     }
-    Ok(result)
+    problems.sort_by_key(|problem| problem.at);
+    match problems.is_empty() {
+        true => Ok(result),
+        false => Err(problems),
+    }
 }
 
-fn lay(default: &Value, value: &Spanned<DeValue<'_>>, path: &str) -> Result<Value, Problem> {
+fn lay(default: &Value, value: &Spanned<DeValue<'_>>, path: &str) -> Result<Value, Vec<Problem>> {
     match (default, value.get_ref()) {
         // Only plugins are closed although empty: one without settings takes none.
         (Value::Object(map), DeValue::Table(table)) if !map.is_empty() || is_plugin(path) => {
@@ -49,13 +58,13 @@ fn lay(default: &Value, value: &Spanned<DeValue<'_>>, path: &str) -> Result<Valu
             items.collect::<Result<_, _>>().map(Value::Array)
         }
         (default, _) => {
-            let json = json(value, path)?;
+            let json = json(value, path).map_err(|problem| vec![problem])?;
             match fits(default, &json) {
                 true => Ok(json),
-                false => Err(Problem {
+                false => Err(vec![Problem {
                     at: value.span().start,
                     what: format!("{path} must be {}, not {}", kind(default), kind(&json)),
-                }),
+                }]),
             }
         }
     }

@@ -23,6 +23,8 @@ const CHANCES: u32 = 2;
 pub(crate) trait View {
     /// How a process stands.
     fn condition(&self, process: usize) -> Condition;
+    /// Which plugin it is about.
+    fn name(&self, process: usize) -> String;
     /// Why it is not up.
     fn cause(&self, process: usize) -> String;
     /// Whether it has answered a question since then.
@@ -202,7 +204,9 @@ impl Upgrade {
             (Phase::Trying { .. } | Phase::Settling { .. }, Condition::Held) => {
                 self.fallen(process, view, now)
             }
-            (Phase::Trying { since }, _) if now >= since + self.ready => self.too_late(process),
+            (Phase::Trying { since }, _) if now >= since + self.ready => {
+                self.too_late(process, view)
+            }
             (Phase::Leaving, Condition::Held) => {
                 self.phase = Phase::Returning { since: now };
                 // From here on it is watched as any other: there is no other build to try.
@@ -247,20 +251,17 @@ impl Upgrade {
             self.phase = Phase::Trying { since: now };
             return vec![Output::Release(process)];
         }
-        let why = view.cause(process);
-        self.fail(why);
+        self.fail(&view.name(process), &view.cause(process));
         Vec::new()
     }
 
-    fn too_late(&mut self, process: usize) -> Vec<Output> {
+    fn too_late(&mut self, process: usize, view: &dyn View) -> Vec<Output> {
         let why = format!("it did not become ready within {} s", self.ready.as_secs());
-        self.fail(why.clone());
+        self.fail(&view.name(process), &why);
         vec![Output::Hold(process, Halt::Kill, why)]
     }
 
-    fn fail(&mut self, why: String) {
-        let who = self.steps.get(self.at).and_then(|s| s.plugins.first());
-        let who = who.map_or("", |id| id.as_str());
+    fn fail(&mut self, who: &str, why: &str) {
         self.cause = format!("plugin {who}: the new build does not run: {why}");
         self.state = UpgradeState::RollingBack;
         self.phase = Phase::Leaving;
@@ -328,6 +329,9 @@ impl Upgrade {
 impl View for Lifecycle {
     fn condition(&self, process: usize) -> Condition {
         self.condition(process)
+    }
+    fn name(&self, process: usize) -> String {
+        self.name(process).to_owned()
     }
     fn cause(&self, process: usize) -> String {
         self.cause(process).to_owned()

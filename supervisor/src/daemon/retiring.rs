@@ -6,7 +6,7 @@ use crate::{
     standing::Standing,
 };
 use contracts::{PluginId, plugin::ToPlugin};
-use std::{os::unix::net::UnixStream, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, os::unix::net::UnixStream, time::Duration};
 use tokio::time::Instant;
 
 /// How long a retired process may take: twice as long as a request waits when nobody says otherwise.
@@ -16,6 +16,9 @@ const FAREWELL: Duration = Duration::from_secs(60);
 pub(super) struct Retired {
     process: usize,
     running: Running,
+    /// Peers are known to it up to this incarnation, or their own.
+    since: u64,
+    wired: RefCell<BTreeMap<PluginId, u64>>,
     pub(super) until: Instant,
 }
 
@@ -31,6 +34,8 @@ impl Daemon {
         self.retired.push(Retired {
             process,
             running,
+            since: self.incarnations,
+            wired: RefCell::default(),
             until: Instant::now() + FAREWELL,
         });
     }
@@ -60,9 +65,17 @@ impl Daemon {
         self.retired.iter().for_each(|r| r.running.kill());
     }
 
-    /// Makes a fresh pair for a retired caller too.
+    /// Makes a fresh pair for a retired caller too, if the peer is another process than the one it knows.
     pub(super) fn wire_retired(&self, caller: &PluginId, peer: &PluginId) {
+        let running = self.slot(peer).and_then(|slot| slot.running.as_ref());
+        let Some(incarnation) = running.map(|running| running.incarnation) else {
+            return;
+        };
         for retired in self.retired_of(caller) {
+            let known = retired.wired.borrow_mut().insert(peer.clone(), incarnation);
+            if incarnation <= known.unwrap_or(retired.since) {
+                continue;
+            }
             match UnixStream::pair() {
                 Ok((ours, theirs)) => {
                     retired.running.send(wire(caller, peer, true, ours));

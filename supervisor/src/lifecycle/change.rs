@@ -56,6 +56,13 @@ impl Lifecycle {
         self.timing.probe.is_zero() || pulse.is_some_and(|pulse| pulse.heard > since)
     }
 
+    /// Which plugin of `process` it is about: the one that is to blame, or the first.
+    pub fn name(&self, process: usize) -> &str {
+        let process = self.processes.get(process);
+        let name = process.and_then(|p| p.culprit.as_ref().or(p.hosts.first()));
+        name.map_or("", PluginId::as_str)
+    }
+
     /// Why `process` is not up: what its callers are told.
     pub fn cause(&self, process: usize) -> &str {
         self.processes.get(process).map_or("", |p| &p.cause)

@@ -135,6 +135,9 @@ impl View for World {
     fn condition(&self, process: usize) -> Condition {
         self.conditions[process].clone()
     }
+    fn name(&self, process: usize) -> String {
+        format!("p{process}/x")
+    }
     fn cause(&self, _: usize) -> String {
         "it does not start: no".into()
     }
@@ -209,8 +212,11 @@ fn a_new_plan_counts_when_all_that_changed_come_up() {
 #[test]
 fn the_old_plan_comes_back_when_one_refuses_or_hangs() {
     for (fate, why) in [
-        (Condition::Held, "it does not start: no"),
-        (Condition::Other, "not ready within 15 s"),
+        (Condition::Held, "plugin p1/x: it does not start: no"),
+        (
+            Condition::Other,
+            "plugin p1/x: it did not become ready within 15 s",
+        ),
     ] {
         let mut world = world(fate);
         let machine = world.run();

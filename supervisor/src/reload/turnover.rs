@@ -154,7 +154,8 @@ impl Turnover {
     fn watch(&mut self, view: &dyn View, now: Duration) -> Vec<Output> {
         let fallen = |&&process: &&usize| view.condition(process) == Condition::Held;
         if let Some(process) = self.must.iter().find(fallen) {
-            return self.fail(view.cause(*process));
+            let why = format!("plugin {}: {}", view.name(*process), view.cause(*process));
+            return self.fail(why);
         }
         let is_up = up(view, &self.must);
         match self.phase {
@@ -164,10 +165,11 @@ impl Turnover {
             }
             Phase::Trying { since } if now >= since + self.ready => {
                 let late = |&&process: &&usize| view.condition(process) != Condition::Up;
-                let cause = self.must.iter().find(late).map(|p| view.cause(*p));
-                let bound = self.ready.as_secs();
-                let cause = cause.unwrap_or_default();
-                self.fail(format!("not ready within {bound} s: {cause}"))
+                let name = self.must.iter().find(late).map(|p| view.name(*p));
+                let (name, bound) = (name.unwrap_or_default(), self.ready.as_secs());
+                self.fail(format!(
+                    "plugin {name}: it did not become ready within {bound} s"
+                ))
             }
             Phase::Settling { since } if is_up && now >= since + SETTLE => {
                 let mut must = self.must.iter();
@@ -183,10 +185,11 @@ impl Turnover {
 
     fn fail(&mut self, why: String) -> Vec<Output> {
         self.phase = Phase::Leaving;
-        self.cause = Some(why.clone());
+        self.cause = Some(why);
+        let held = "the former configuration comes back";
         let holds = self.release.iter();
         holds
-            .map(|&process| Output::Hold(process, Halt::Kill, why.clone()))
+            .map(|&process| Output::Hold(process, Halt::Kill, held.into()))
             .collect()
     }
 

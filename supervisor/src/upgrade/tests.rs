@@ -31,6 +31,9 @@ impl View for World {
     fn condition(&self, process: usize) -> Condition {
         self.conditions[process].clone()
     }
+    fn name(&self, process: usize) -> String {
+        format!("p{process}/x")
+    }
     fn cause(&self, _: usize) -> String {
         "it does not start: no".into()
     }
