@@ -48,10 +48,15 @@ pub(crate) async fn run(
     drop((work, write));
     let mut answer = Receiver::from_owned_fd(read).about("helper pipe")?;
     let mut frame = pin!(receive(&mut answer));
+    let mut exited = exited;
     let exit = tokio::select! {
         biased;
-        answer = &mut frame => return answer.about("answer of the helper")?,
-        exit = exited => exit,
+        answer = &mut frame => match answer {
+            Ok(answer) => return answer,
+            // It closed the pipe without a word: by its end.
+            Err(_) => return Err(died(exited.await.map_or(0, |exit| exit.status))),
+        },
+        exit = &mut exited => exit,
     };
     // The reactor may tell the exit first: what was answered is in the pipe by now.
     match timeout(LAST_WORD, frame).await {

@@ -12,7 +12,7 @@ use crate::shim::ShimError;
 use crate::store::{self, Store};
 use bus::{Bus, Ctx};
 use contracts::tasks::{Exit, List, Status, Task};
-use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result};
+use contracts::{ContainerId, Error, ExecId, Namespace, Page, Result, Timestamp};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -36,6 +36,8 @@ pub(crate) struct Engine {
     /// gantry's own shim.
     pub(crate) own: Program,
     pub(crate) host: Host,
+    /// When this process, or this life of the plugin in it, began.
+    pub(crate) began: Timestamp,
     /// The records are from before the machine was started: nothing on the host is what they name.
     pub(crate) rebooted: Cell<bool>,
     live: RefCell<BTreeMap<Name, Rc<Live>>>,
@@ -75,6 +77,7 @@ impl Engine {
             store,
             bus,
             host: Host::new(&layout, &own),
+            began: Timestamp::now(),
             rebooted: Cell::new(crate::boot::is_another(&layout.boot())),
             layout,
             own,

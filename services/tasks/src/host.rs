@@ -126,7 +126,12 @@ impl Host {
         let socket = value("-socket").map(PathBuf::from);
         let socket = socket.filter(|path| path.parent() == Some(&self.sockets));
         let known = folder.is_some() && self.theirs(pid) == folder;
-        (known && self.is_program(pid, socket.is_some())).then_some(())?;
+        let program = match socket {
+            Some(_) => self.is_own_program(pid),
+            // A script is run by another program, which is given its name.
+            None => words.iter().take(2).any(|word| is_stock(Path::new(word))),
+        };
+        (known && program && is_our_user(pid)).then_some(())?;
         let (_, _, started) = stat(pid)?;
         Some(Shim {
             pid,
@@ -136,16 +141,8 @@ impl Host {
         })
     }
 
-    fn is_program(&self, pid: i32, own: bool) -> bool {
-        let owner = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
-        if owner.ok() != Some(geteuid().as_raw()) {
-            return false;
-        }
+    fn is_own_program(&self, pid: i32) -> bool {
         let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let file = program.file_name().unwrap_or_default().to_string_lossy();
-        if !own {
-            return file.starts_with("containerd-shim-");
-        }
         let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let this = fs::read_link("/proc/self/exe").unwrap_or_default();
         comm.trim() == "gantry-shim" || program == this || program == self.own
@@ -182,6 +179,16 @@ pub(crate) fn ticks() -> u64 {
 /// Whether a process is stopped by a signal: it answers nobody until it is continued.
 fn is_stopped(pid: i32) -> bool {
     stat(pid).is_some_and(|(state, ..)| matches!(state, 'T' | 't'))
+}
+
+fn is_stock(program: &Path) -> bool {
+    let file = program.file_name().unwrap_or_default().to_string_lossy();
+    file.starts_with("containerd-shim-")
+}
+
+fn is_our_user(pid: i32) -> bool {
+    let owner = fs::metadata(format!("/proc/{pid}")).map(|process| process.uid());
+    owner.ok() == Some(geteuid().as_raw())
 }
 
 fn identity(folder: &Path) -> Option<(u64, u64)> {

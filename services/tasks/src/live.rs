@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 /// How often a shim that takes its time is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// How many looks there are to one question whether it answers at all.
-const LOOKS: u32 = 20;
+const LOOKS: u32 = 4;
 /// How long the answer to that question may take.
 const PROBE: Duration = Duration::from_secs(5);
 

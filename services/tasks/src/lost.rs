@@ -77,7 +77,11 @@ impl Engine {
         let mut cgroups = self.end_shim(live).await?;
         faults::point("tasks.clear.shim-ended");
         let exit = match there {
-            true => live.launch.delete().await,
+            // It dies as easily as a shim does, and may be repeated.
+            true => match live.launch.delete().await {
+                Err(_) => live.launch.delete().await,
+                done => done,
+            },
             false => Ok(unseen()),
         };
         live.hang_up();

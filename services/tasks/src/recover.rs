@@ -15,14 +15,12 @@ use crate::launch::{Launch, Listening};
 use crate::layout::names_in;
 use crate::lifecycle::{Input, Phase};
 use crate::live::Live;
-use crate::logs::folder;
 use crate::lost::Loss;
 use crate::record::{ExecRecord, Name, Program, Record};
 use crate::shim::ShimError;
 use crate::stdio::Streams;
-use bus::Ctx;
 use containerd_shim_protos::api::{self, Status};
-use contracts::{Code, ContainerId, Error, Result, containers};
+use contracts::{Error, Result};
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -33,8 +31,6 @@ use tokio::sync::Semaphore;
 const AT_ONCE: usize = 16;
 /// Pause before a shim that did not answer is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often logs are looked at whose container may be gone.
-const HOURLY: Duration = Duration::from_secs(3600);
 
 impl Engine {
     /// Takes up everything that was there when this process started. Blocks for the reading of the records only.
@@ -74,7 +70,7 @@ impl Engine {
         logged
             .iter()
             .for_each(|name| self.sweep_cgroups_of(&name.namespace));
-        self.sweep_logs_hourly();
+        self.follow_owners();
         Ok(())
     }
 
@@ -325,46 +321,6 @@ impl Engine {
         self.remove(&live.name);
         self.sweep_cgroups_of(&live.name.namespace);
     }
-
-    fn sweep_logs_hourly(self: &Rc<Self>) {
-        let engine = Rc::downgrade(self);
-        self.keep(tokio::task::spawn_local(async move {
-            loop {
-                let Some(strong) = engine.upgrade() else {
-                    return;
-                };
-                let all = strong.layout.all_logs();
-                let found = blocking(move || Ok::<_, Error>(names_in(&all))).await;
-                for name in found.unwrap_or_default() {
-                    if strong.find(&name).is_none() {
-                        let _ = strong.owns_logs(&name).await;
-                    }
-                }
-                drop(strong);
-                tokio::time::sleep(HOURLY).await;
-            }
-        }));
-    }
-
-    /// Whether the container is still there whose logs are kept under this name; if not, they go.
-    pub(crate) async fn owns_logs(&self, name: &Name) -> Result<bool> {
-        let ctx = Ctx::new(Some(name.namespace.clone()));
-        let id: ContainerId = name.id.clone();
-        let made = match self.bus.call(&ctx, containers::Get { id }).await {
-            Ok(container) => Some(container.created_at),
-            Err(error) if error.is(Code::NotFound) => None,
-            Err(error) => return Err(error),
-        };
-        let folder = self.layout.logs(name);
-        blocking(move || {
-            let owner = folder::owner(&folder);
-            if owner.is_some() && owner == made {
-                return Ok::<_, Error>(true);
-            }
-            folder::remove(&folder).map(|()| false)
-        })
-        .await
-    }
 }
 
 #[cfg(test)]
@@ -376,6 +332,7 @@ mod tests {
     use crate::record::Io;
     use crate::store::Store;
     use crate::support::{self, Home};
+    use bus::Ctx;
     use contracts::tasks::List;
     use contracts::{Namespace, Timestamp};
 

@@ -15,12 +15,14 @@ use containerd_shim_protos::api;
 use contracts::tasks::{
     Checkpoint, CloseStdin, Kill, Measured, Resize, Start, Stdin, Task, Update,
 };
-use contracts::{Code, ContainerId, Error, ExecId, Fd, Result};
+use contracts::{Code, ContainerId, Error, ExecId, Fd, Result, Timestamp};
 use protobuf::Message;
 use std::rc::Rc;
 use std::time::Duration;
 
 const KILL: u32 = 9;
+/// How long before and after the start of this process a call may be one that a predecessor was asked.
+const AROUND: Duration = Duration::from_secs(10);
 /// Most that a runtime may take for a change.
 const CHANGE: Duration = Duration::from_secs(60);
 
@@ -46,7 +48,11 @@ impl Engine {
         let (live, tracked) = self.tracked(&name, exec)?;
         let turn = match exec {
             None => Some(live.turn.lock().await),
-            Some(_) => None,
+            Some(_) => {
+                // Added processes start side by side, but not before it is known what a predecessor has started.
+                drop(live.turn.lock().await);
+                None
+            }
         };
         let wanted = Input::Started { pid: 0 };
         let process = self.process(&live, exec).await?;
@@ -131,8 +137,12 @@ impl Engine {
         }
         let (live, tracked) = self.tracked(&name, exec)?;
         let ended = || Error::not_found(format!("{}: has ended", what(&name, exec)));
-        if tracked.exit().borrow().is_some() {
-            return Err(ended());
+        let end = tracked.exit().borrow().clone();
+        if let Some(exit) = end {
+            return match self.may_be_its_doing(exit.exited_at) {
+                true => Ok(()),
+                false => Err(ended()),
+            };
         }
         let message = api::KillRequest {
             id: request.id.to_string(),
@@ -148,14 +158,27 @@ impl Engine {
         match sent {
             // A repetition would send it twice, or find nobody left to send it to.
             Ok(_) => Ok(self.store.answered(&ctx.operation).await?),
-            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => Err(ended()),
+            Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
+                match self.may_be_its_doing(Timestamp::now()) {
+                    true => Ok(()),
+                    false => Err(ended()),
+                }
+            }
             // Who wants it dead need not wait for a shim that may never answer.
             Err(error) if error.is_silence() && exec.is_none() && request.signal == KILL => {
                 self.lost(&live, &Loss::Silent(error.to_string())).await;
-                Ok(())
+                Ok(self.store.answered(&ctx.operation).await?)
             }
             Err(error) => Err(Error::from(error).context(what(&name, exec))),
         }
+    }
+
+    /// Whether a signal may have brought an end about that a predecessor of this process sent and could not answer for:
+    /// the call comes again then, and finds what it wanted done.
+    fn may_be_its_doing(&self, end: Timestamp) -> bool {
+        let (now, began) = (Timestamp::now().0, self.began.0);
+        let around = i64::try_from(AROUND.as_nanos()).unwrap_or(i64::MAX);
+        now - began < around && end.0 > began - around
     }
 
     /// Freezes, or thaws.

@@ -1,6 +1,6 @@
 //! Whose logs a folder holds, and when they go: with the container's record, which tasks does not own.
 //!
-//! It is looked at when somebody asks for logs or creates a task, when tasks starts, and once an hour. Everything blocks.
+//! See `owners.rs` for when that is looked at. Everything here blocks.
 
 use crate::bundle::{about, private_folder};
 use contracts::{Result, Timestamp};

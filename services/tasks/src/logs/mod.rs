@@ -11,3 +11,4 @@
 pub(crate) mod folder;
 pub(crate) mod follow;
 pub(crate) mod lines;
+pub(crate) mod owners;
