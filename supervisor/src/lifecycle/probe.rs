@@ -38,6 +38,12 @@ impl Lifecycle {
         }
     }
 
+    /// Whether a process is not known to be stuck.
+    pub(super) fn is_well(&self, index: usize) -> bool {
+        let pulse = self.processes.get(index).and_then(|p| p.pulse);
+        pulse.is_none_or(|pulse| !pulse.silent)
+    }
+
     pub(super) fn pong(&mut self, index: usize, number: u64, now: Duration) {
         let process = self.processes.get_mut(index);
         let pulse = process.and_then(|process| process.pulse.as_mut());

@@ -21,6 +21,8 @@ struct Simulated {
     alive: bool,
     answering: bool,
     stopped: bool,
+    /// Whether it has ended, which the machine is about to hear.
+    dying: bool,
     /// Whether it was stopped and has not been heard of since.
     unheard: bool,
     /// A question that it will answer when it goes on.
@@ -92,9 +94,10 @@ impl Live {
             Output::Ping(at, number) => {
                 let process = &mut self.processes[at];
                 assert!(process.answering && process.asked.is_none(), "asked twice");
-                match process.stopped {
-                    true => process.asked = Some(number),
-                    false => self.post(at, Input::Pong(at, number)),
+                match (process.dying, process.stopped) {
+                    (true, _) => {}
+                    (_, true) => process.asked = Some(number),
+                    (_, false) => self.post(at, Input::Pong(at, number)),
                 }
             }
             Output::Kill(at) if self.processes[at].alive => {
@@ -122,8 +125,9 @@ impl Live {
     }
 
     fn die(&mut self, at: usize, how: &str) {
-        self.processes[at].stopped = false;
-        self.processes[at].unheard = true;
+        let process = &mut self.processes[at];
+        (process.stopped, process.unheard, process.dying) = (false, true, true);
+        process.asked = None;
         self.mail.retain(|(of, ..)| *of != at);
         self.post(at, Input::Exited(at, how.into()));
     }
@@ -203,12 +207,13 @@ impl Live {
         let at = choice % self.specs.len();
         match kind {
             0..=4 => drop(self.deliver(choice)),
-            5 if self.processes[at].alive => self.die(at, "signal 11"),
-            6 if self.processes[at].alive => self.stop(at),
+            5 if self.processes[at].alive && !self.processes[at].dying => self.die(at, "signal 11"),
+            6 if self.processes[at].alive && !self.processes[at].dying => self.stop(at),
             7 => self.go_on(at),
             8 => self.pass(MOMENT * (choice as u32 % 40)),
             9 => {
-                let choice = choice as u64;
+                // An answer that nobody asked for.
+                let choice = u64::MAX - choice as u64;
                 self.feed(Input::Pong(at, choice));
             }
             _ => {}
