@@ -3,6 +3,7 @@
 use crate::errors::{Answer, Problem};
 use crate::keyed::{self, Begun};
 use crate::metrics::Metrics;
+use crate::news::News;
 use crate::path::Path;
 use crate::request::Request;
 use crate::router::{Route, Table};
@@ -29,6 +30,8 @@ pub(crate) struct Edge {
     pub(crate) waits: Waits,
     /// What is in flight in this process, and whether it is to end.
     pub(crate) busy: Rc<Busy>,
+    /// Whether the log of events has grown.
+    pub(crate) news: News,
     /// How often an idle stream shows that it lives.
     pub(crate) heartbeat: Duration,
 }

@@ -41,6 +41,7 @@ mod errors;
 mod keyed;
 mod lists;
 mod metrics;
+mod news;
 mod openapi;
 mod param;
 mod path;

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::edge::Edge;
 use crate::metrics::Metrics;
+use crate::news::News;
 use crate::router::Table;
 use crate::token::Token;
 use crate::waits::Waits;
@@ -51,6 +52,7 @@ impl GatewayService {
             table: Table::new(routes::all()),
             metrics: Metrics::default(),
             waits: Waits::default(),
+            news: News::default(),
             heartbeat: Duration::from_secs(boot.config.heartbeat_seconds.max(1)),
         });
         let mut service = Self {

@@ -4,7 +4,7 @@ use crate::support::{Edge, World, read_until};
 use actix::{Actor, Context, Handler};
 use bus::testing::{Fake, LocalBus};
 use bus::{Boot, Call, Open, Registration, Reply, Routes, Streaming, items};
-use contracts::events::{Batch, Entry, Event, Events, List, Publish, Subscribe};
+use contracts::events::{Batch, Entry, Event, Events, List, Publish};
 use contracts::tasks::{LogBatch, LogLine, Logs, Tasks, Wait};
 use contracts::{Error, Namespace, Timestamp};
 use futures_util::StreamExt;
@@ -35,17 +35,22 @@ fn batch(seqs: &[u64]) -> Batch {
     }
 }
 
-/// What each subscription asked for.
-type Asked = Rc<RefCell<Vec<Option<u64>>>>;
+/// What each page was asked to come after.
+type Asked = Rc<RefCell<Vec<u64>>>;
 
-/// A log that tells two events per subscription and then ends, as if its plugin had been started again.
+/// A log that tells two events a page up to the fourth, and is away when it is asked the second time.
 fn breaking() -> (Fake<Events>, Asked) {
     let asked = Rc::new(RefCell::new(Vec::new()));
     let noted = asked.clone();
-    let events = Fake::new("log").stream(move |_, subscribe: Subscribe| {
-        noted.borrow_mut().push(subscribe.since);
-        let since = subscribe.since.unwrap_or(0);
-        Ok(vec![batch(&[since + 1]), batch(&[since + 2])])
+    let events = Fake::new("log").on(move |_, list: List| {
+        noted.borrow_mut().push(list.since);
+        if noted.borrow().len() == 2 {
+            return Err(Error::unavailable("events/log: is starting again"));
+        }
+        Ok(Batch {
+            end: list.since >= 2,
+            ..batch(&[list.since + 1, list.since + 2])
+        })
     });
     (events, asked)
 }
@@ -69,7 +74,7 @@ async fn events_go_on_after_a_break_without_loss_or_doubles() {
         .filter_map(|line| line.strip_prefix("id: "))
         .collect();
     assert_eq!(ids, ["1", "2", "3", "4"]);
-    assert_eq!(asked.borrow()[..2], [Some(0), Some(2)]);
+    assert_eq!(asked.borrow()[..], [0, 2, 2]);
     assert!(
         text.contains("event: /tasks/exit\ndata: {\"seq\":1,"),
         "{text}"
@@ -92,7 +97,7 @@ async fn a_reader_resumes_behind_the_last_event_it_has_seen() {
     let text = read_until(&mut response, |text| text.lines().count() >= 2).await;
     let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!(first["seq"], 41);
-    assert_eq!(asked.borrow()[0], Some(40));
+    assert_eq!(asked.borrow()[0], 40);
     let wrong = edge
         .ask("GET", "/v1/events")
         .header("accept", "text/event-stream");
@@ -105,11 +110,11 @@ async fn a_reader_resumes_behind_the_last_event_it_has_seen() {
 
 #[actix_rt::test]
 async fn what_retention_has_passed_is_told_as_a_gap() {
-    let events = Fake::new("log").stream(|_, _: Subscribe| {
-        Ok(vec![Batch {
+    let events = Fake::new("log").on(|_, _: List| {
+        Ok(Batch {
             gap: Some((1, 9)),
             ..batch(&[10])
-        }])
+        })
     });
     let edge = World {
         events,
@@ -128,11 +133,9 @@ async fn what_retention_has_passed_is_told_as_a_gap() {
 
 #[actix_rt::test]
 async fn a_bad_filter_is_an_ordinary_problem_even_for_a_stream() {
-    let events = Fake::new("log").stream(|_, subscribe: Subscribe| {
-        Err(Error::invalid(format!(
-            "filter {:?}: bad",
-            subscribe.filters[0]
-        )))
+    let events = Fake::new("log").on(|_, list: List| {
+        let bad = &list.filters[0];
+        Err(Error::invalid(format!("filter {bad:?}: bad")))
     });
     let edge = World {
         events,
@@ -140,7 +143,7 @@ async fn a_bad_filter_is_an_ordinary_problem_even_for_a_stream() {
     }
     .start();
     let ask = edge
-        .ask("GET", "/v1/events?filter=%3D%3D")
+        .ask("GET", "/v1/events?since=0&filter=%3D%3D")
         .header("accept", "text/event-stream");
     ask.send().await.problem(400, "INVALID_ARGUMENT");
 }
