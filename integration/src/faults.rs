@@ -2,6 +2,8 @@
 
 pub mod catalog;
 pub mod disk;
+pub mod flips;
+pub mod full;
 mod fuse;
 pub mod history;
 pub mod image;

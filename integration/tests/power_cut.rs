@@ -15,15 +15,15 @@ const SIZE: u64 = 64 << 20;
 /// Writes a file, says at which moment that was answered, goes on with other things, and tells what a cut leaves of it.
 fn file_after_a_cut(loss: Loss, write: impl Fn(&Path) -> Outcome) -> Outcome<Option<Vec<u8>>> {
     let mut disk = Disk::new(Image::new(SIZE))?;
-    disk.format()?;
-    let point = disk.mount()?;
+    disk.format(&[])?;
+    let point = disk.mount("")?;
     let start = disk.record();
     write(&point.join("file"))?;
     let at = disk.clock().now();
     disk.unmount()?;
     let log = disk.recorded();
     let mut cut = Disk::new(Replay::new(start, &log).after(Cut { at, loss, seed: 1 }))?;
-    let found = fs::read(cut.mount()?.join("file")).ok();
+    let found = fs::read(cut.mount("")?.join("file")).ok();
     cut.unmount()?;
     Ok(found)
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use integration::Outcome;
-use integration::chaos::{self, Blow};
+use integration::chaos::{self, Blow, Random};
+use integration::faults::flips::{self, Where};
+use integration::faults::full::{self, Scarce};
 use integration::faults::power;
 use integration::node::Setup;
 use nix::mount::{MsFlags, mount};
@@ -43,6 +45,10 @@ enum Fault {
     Kill(Long),
     /// Stops one plugin after the other with SIGSTOP for a while, while clients work
     Stop(Long),
+    /// Fills the disk to the last byte or the last name, uses the node, makes room, uses it again
+    Disk(Rounds),
+    /// Flips bits in blobs and layers below a running node, and in stores below a stopped one
+    Flips(Rounds),
     /// Ends the supervisor with SIGKILL again and again while clients work
     Supervisor(Long),
 }
@@ -55,6 +61,13 @@ struct Long {
     /// How many clients
     #[arg(long, default_value_t = 4)]
     clients: usize,
+}
+
+#[derive(clap::Args)]
+struct Rounds {
+    /// How often, each time on a fresh node
+    #[arg(long, default_value_t = 6)]
+    rounds: u64,
 }
 
 fn main() -> ExitCode {
@@ -112,6 +125,24 @@ async fn inflict(fault: Fault, seed: u64, setup: Setup) -> Outcome<bool> {
         }
         Fault::Kill(long) => storm(Blow::Kill, &long, seed, setup).await,
         Fault::Stop(long) => storm(Blow::Stop, &long, seed, setup).await,
+        Fault::Disk(Rounds { rounds }) => {
+            let scarce = [Scarce::Bytes, Scarce::Names];
+            let round = async |number: u64, seed| {
+                let scarce = scarce[number as usize % scarce.len()];
+                println!("round {number}: no {scarce:?} left");
+                full::round(scarce, seed, setup.clone()).await
+            };
+            again(rounds, seed, round).await
+        }
+        Fault::Flips(Rounds { rounds }) => {
+            let places = [Where::Blob, Where::Layer, Where::Store];
+            let round = async |number: u64, seed| {
+                let place = places[number as usize % places.len()];
+                println!("round {number}: {place:?}");
+                flips::round(place, seed, setup.clone(), |line| println!("  {line}")).await
+            };
+            again(rounds, seed, round).await
+        }
         Fault::Supervisor(long) => storm(Blow::Supervisor, &long, seed, setup).await,
     }
 }
@@ -123,4 +154,20 @@ async fn storm(blow: Blow, long: &Long, seed: u64, setup: Setup) -> Outcome<bool
     let verdict = chaos::run(plan).await?;
     println!("{verdict}");
     Ok(verdict.problems.is_empty())
+}
+
+/// Runs several rounds with a seed each, and tells whether nothing was wrong in any.
+async fn again(
+    rounds: u64,
+    seed: u64,
+    round: impl AsyncFn(u64, u64) -> Outcome<Vec<String>>,
+) -> Outcome<bool> {
+    let mut chance = Random::new(seed, 0);
+    let mut kept = true;
+    for number in 0..rounds {
+        let wrong = round(number, chance.number()).await?;
+        wrong.iter().for_each(|line| println!("    WRONG: {line}"));
+        kept &= wrong.is_empty();
+    }
+    Ok(kept)
 }

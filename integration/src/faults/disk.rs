@@ -104,19 +104,23 @@ impl Disk {
         })
     }
 
-    /// Makes an empty ext4 file system on it. Errors: `mkfs.ext4` is missing or fails.
-    pub fn format(&self) -> Outcome {
+    /// Makes an empty ext4 file system on it, with more arguments of `mkfs.ext4`. Errors: it is missing or fails.
+    pub fn format(&self, arguments: &[&str]) -> Outcome {
         let options = "nodiscard,assume_storage_prezeroed=1";
         let mut command = Command::new("mkfs.ext4");
-        command.args(["-q", "-F", "-E", options]).arg(self.file());
+        command.args(["-q", "-F", "-E", options]).args(arguments);
+        command.arg(self.file());
         run(&mut command)?;
         Ok(())
     }
 
-    /// Mounts the file system and returns where. Errors: it cannot be mounted; what the kernel says is in the message.
-    pub fn mount(&mut self) -> Outcome<PathBuf> {
+    /// Mounts the file system, with more options if there are any, and returns where.
+    ///
+    /// Errors: it cannot be mounted; what the kernel says is in the message.
+    pub fn mount(&mut self, options: &str) -> Outcome<PathBuf> {
         let mut command = Command::new("mount");
-        command.args(["-t", "ext4", "-o", "loop,noinit_itable,errors=remount-ro"]);
+        let options = format!("loop,noinit_itable,errors=remount-ro,{options}");
+        command.args(["-t", "ext4", "-o", options.trim_end_matches(',')]);
         run(command.arg(self.file()).arg(self.point()))?;
         self.mounted = true;
         Ok(self.point())

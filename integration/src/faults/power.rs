@@ -70,47 +70,68 @@ impl fmt::Display for Verdict {
 pub async fn run(plan: &Plan, say: impl Fn(&str)) -> Outcome<Verdict> {
     let mut verdict = Verdict::default();
     let mut chance = Random::new(plan.seed, 0);
-    while verdict.cuts < plan.cuts {
-        let seed = chance.number();
-        let recording = record(seed, STEPS, plan.setup.clone()).await?;
+    while verdict.cuts < plan.cuts && !plan.is_content(&verdict) {
+        let recording = record(chance.number(), STEPS, plan.setup.clone()).await?;
         say(&describe(&recording));
         let count = SHARED.min(plan.cuts - verdict.cuts);
         let mut replay = Replay::new(recording.start.clone(), &recording.log);
         for cut in cuts(&recording, plan, count, &mut chance) {
-            verdict.cuts += 1;
-            let began = Instant::now();
             let image = replay.after(cut);
-            let wrong = check(&recording, cut, image.clone(), &plan.setup).await;
-            let wrong = finding("the check ended early", wrong);
-            verdict.checking += began.elapsed();
-            let place = format!(
-                "cut {} of {}: {}",
-                verdict.cuts,
-                plan.cuts,
-                text(&recording, cut)
-            );
-            let result = if wrong.is_empty() {
-                "sound"
-            } else {
-                "NOT SOUND"
-            };
-            say(&format!("{place}: {result} ({:.1?})", began.elapsed()));
-            wrong.iter().for_each(|line| say(&format!("    {line}")));
-            if let Some(folder) = plan.keep.as_ref().filter(|_| !wrong.is_empty()) {
-                image.save(&folder.join(format!("cut-{}.img", verdict.cuts)))?;
+            plan.one(&recording, cut, image, &mut verdict, &say).await?;
+            if plan.is_content(&verdict) {
+                break;
             }
-            verdict
-                .wrong
-                .extend(wrong.into_iter().map(|line| format!("{place}: {line}")));
         }
     }
     Ok(verdict)
 }
 
+impl Plan {
+    /// Whether more cuts would tell nothing new.
+    fn is_content(&self, verdict: &Verdict) -> bool {
+        self.moments == Moments::Tempting && !verdict.wrong.is_empty()
+    }
+
+    async fn one(
+        &self,
+        recording: &Recording,
+        cut: Cut,
+        image: Image,
+        verdict: &mut Verdict,
+        say: impl Fn(&str),
+    ) -> Outcome {
+        let began = Instant::now();
+        let wrong = check(recording, cut, image.clone(), &self.setup).await;
+        let wrong = finding("the check ended early", wrong);
+        verdict.cuts += 1;
+        verdict.checking += began.elapsed();
+        let place = format!(
+            "cut {} of {}: {}",
+            verdict.cuts,
+            self.cuts,
+            text(recording, cut)
+        );
+        let result = if wrong.is_empty() {
+            "sound"
+        } else {
+            "NOT SOUND"
+        };
+        say(&format!("{place}: {result} ({:.1?})", began.elapsed()));
+        wrong.iter().for_each(|line| say(&format!("    {line}")));
+        if let Some(folder) = self.keep.as_ref().filter(|_| !wrong.is_empty()) {
+            image.save(&folder.join(format!("cut-{}.img", verdict.cuts)))?;
+        }
+        let wrong = wrong.into_iter().map(|line| format!("{place}: {line}"));
+        verdict.wrong.extend(wrong);
+        Ok(())
+    }
+}
+
 fn describe(recording: &Recording) -> String {
     format!(
-        "recorded {} writes and flushes and {} answers in {:.1?}",
+        "recorded {} writes and flushes (ext4, {}) and {} answers in {:.1?}",
         recording.log.len(),
+        recording.options,
         recording.history.answers("").len(),
         recording.took
     )
@@ -165,18 +186,23 @@ async fn check(
     setup: &Setup,
 ) -> Outcome<Vec<String>> {
     let mut disk = Disk::new(image)?;
-    disk.mount()?;
+    disk.mount("")?;
     let folder = disk.folder().join("look");
     fs::create_dir(&folder)?;
     let node = node_on(&disk, setup.clone()).await?;
     let patient = Patient {
         node: &node,
-        recording,
+        namespace: &recording.namespace,
+        catalog: &recording.catalog,
+        registry: &recording.registry,
         folder: &folder,
     };
     patient.settle().await?;
     let mut found = patient.found().await?;
-    let mut wrong = finding("events", patient.events(&mut found).await);
+    let mut wrong = finding(
+        "events",
+        patient.events(&recording.history, &mut found).await,
+    );
     wrong.extend(recording.history.contradictions(cut.at, &found));
     wrong.extend(finding("blobs", patient.blobs().await));
     wrong.extend(finding("snapshots", patient.snapshots().await));

@@ -27,6 +27,9 @@ const IMAGES: usize = 4;
 /// The label that keeps a blob from being collected. Source: containerd, docs/garbage-collection.md.
 pub(super) const ROOT: &str = "containerd.io/gc.root";
 
+/// How a journaled file system treats data that nobody syncs: written before the metadata that names it, or whenever.
+const OPTIONS: [&str; 2] = ["data=ordered", "data=writeback"];
+
 /// What was recorded, and all that a check needs to judge a cut of it.
 pub struct Recording {
     /// What the disk held at first.
@@ -41,6 +44,8 @@ pub struct Recording {
     pub registry: Registry,
     /// In which namespace everything happened.
     pub namespace: String,
+    /// How the file system was mounted meanwhile.
+    pub options: &'static str,
     /// How long the clients worked.
     pub took: Duration,
 }
@@ -66,8 +71,9 @@ pub async fn record(seed: u64, steps: usize, setup: Setup) -> Outcome<Recording>
             .await?;
     }
     let mut disk = Disk::new(Image::new(SIZE))?;
-    disk.format()?;
-    disk.mount()?;
+    disk.format(&[])?;
+    let options = *Random::new(seed, 6).one(&OPTIONS).unwrap_or(&"");
+    disk.mount(options)?;
     let node = node_on(&disk, setup).await?;
     node.pull(&base).await?;
 
@@ -102,6 +108,7 @@ pub async fn record(seed: u64, steps: usize, setup: Setup) -> Outcome<Recording>
         catalog,
         registry,
         namespace,
+        options,
         took,
     })
 }

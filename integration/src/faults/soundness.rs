@@ -1,4 +1,4 @@
-//! Looks at a node after a cut: what it lists, whether that is sound, and whether it still works.
+//! Looks at a node after a fault: what it lists, whether that is sound, and whether it still works.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,13 +8,15 @@ use futures_util::future::join_all;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
-use super::catalog::Sample;
-use super::record::{ROOT, Recording};
+use super::catalog::{Catalog, Sample};
+use super::history::History;
+use super::record::ROOT;
 use super::tree::Tree;
 use crate::chaos::Random;
 use crate::image::sha256;
 use crate::node::Node;
 use crate::process::until;
+use crate::registry::Registry;
 use crate::{Error, Outcome};
 
 /// Until work that a cut interrupted has gone on and ended.
@@ -29,17 +31,19 @@ const OWNED: [(&str, &str); 5] = [
     ("/content", "digest"),
 ];
 
-/// A node after a cut, beside the recording that it comes from.
+/// A node after a fault, and what it should look like.
 pub(super) struct Patient<'a> {
     pub(super) node: &'a Node,
-    pub(super) recording: &'a Recording,
+    pub(super) namespace: &'a str,
+    pub(super) catalog: &'a Catalog,
+    pub(super) registry: &'a Registry,
     /// Where layers are mounted to be looked at.
     pub(super) folder: &'a Path,
 }
 
 impl Patient<'_> {
     fn at(&self, resource: &str) -> String {
-        format!("/v1/namespaces/{}{resource}", self.recording.namespace)
+        format!("/v1/namespaces/{}{resource}", self.namespace)
     }
 
     async fn list(&self, resource: &str) -> Outcome<Vec<Value>> {
@@ -104,6 +108,7 @@ impl Patient<'_> {
     /// Reads all events: adds the marks of clients to what was found, and says where numbers are missing or doubled.
     pub(super) async fn events(
         &self,
+        history: &History,
         found: &mut BTreeMap<String, String>,
     ) -> Outcome<Vec<String>> {
         let (mut wrong, mut last, mut since) = (Vec::new(), 0, 0);
@@ -119,30 +124,13 @@ impl Patient<'_> {
                     wrong.push(format!("events: {seq} comes after {last}"));
                 }
                 last = seq;
-                self.mark(event, found);
+                mark(event, history, found);
             }
             if page["next_page_token"].as_str().is_none_or(str::is_empty) {
                 return Ok(wrong);
             }
             since = last;
         }
-    }
-
-    fn mark(&self, event: &Value, found: &mut BTreeMap<String, String>) {
-        if event["topic"] != "/power/mark" {
-            return;
-        }
-        let object = format!("event {}", event["event"]["n"]);
-        let times = match found.get(&object) {
-            None => "once",
-            Some(_) => "more than once",
-        };
-        // The number is fixed only for those who were told it.
-        let place = format!("number of {object}");
-        if self.recording.history.allowed(&place, usize::MAX) != [None] {
-            found.insert(place, event["seq"].to_string());
-        }
-        found.insert(object, times.into());
     }
 
     /// Reads every blob that is listed and every blob of a listed image; says which are not what their digest names.
@@ -152,11 +140,7 @@ impl Patient<'_> {
             digests.insert(text(&blob["digest"]));
         }
         for image in self.list("/images").await? {
-            if let Some(sample) = self
-                .recording
-                .catalog
-                .by_digest(&text(&image["target"]["digest"]))
-            {
+            if let Some(sample) = self.catalog.by_digest(&text(&image["target"]["digest"])) {
                 digests.extend(sample.packed.blobs.keys().cloned());
                 digests.insert(sample.packed.root.digest.clone());
             }
@@ -184,7 +168,7 @@ impl Patient<'_> {
             if snapshot["kind"] != "committed" {
                 continue;
             }
-            match self.recording.catalog.chains.get(&key) {
+            match self.catalog.chains.get(&key) {
                 Some(tree) => wrong.extend(self.compare(&key, tree).await?),
                 None => wrong.push(format!("snapshot {key}: committed, and nobody's")),
             }
@@ -203,7 +187,7 @@ impl Patient<'_> {
         let mut wrong = Vec::new();
         for image in self.list("/images").await? {
             let digest = text(&image["target"]["digest"]);
-            let sample = self.recording.catalog.by_digest(&digest);
+            let sample = self.catalog.by_digest(&digest);
             let chain = sample
                 .map(|sample| sample.packed.chain_id())
                 .unwrap_or_default();
@@ -263,7 +247,7 @@ impl Patient<'_> {
 
     /// Pulls a version of each image again, whatever is here of it, and looks again; then removes everything.
     pub(super) async fn heals_and_goes(&self, mut chance: Random) -> Outcome<Vec<String>> {
-        let samples = self.recording.catalog.samples.iter();
+        let samples = self.catalog.samples.iter();
         let pulls = samples.filter_map(|versions| Some(self.pull(chance.one(versions)?)));
         let mut wrong = join_all(pulls.collect::<Vec<_>>()).await.concat();
         wrong.extend(self.snapshots().await?);
@@ -272,10 +256,19 @@ impl Patient<'_> {
         Ok(wrong)
     }
 
+    /// Pulls every version of every image. Says what was refused.
+    pub(super) async fn pull_all(&self) -> Outcome<Vec<String>> {
+        let mut wrong = Vec::new();
+        for sample in self.catalog.samples.iter().flatten() {
+            wrong.extend(self.pull(sample).await);
+        }
+        Ok(wrong)
+    }
+
     async fn pull(&self, sample: &Sample) -> Vec<String> {
         let digest = &sample.packed.root.digest;
         let name = format!("{}@{digest}", sample.repository);
-        let body = json!({"ref": self.recording.registry.name(&name), "plain_http": true});
+        let body = json!({"ref": self.registry.name(&name), "plain_http": true});
         let path = self.at("/images:pull?wait=true");
         let answer = self.node.post(&path, body).await;
         let refused = answer.and_then(|answer| answer.ok()).err();
@@ -311,6 +304,24 @@ impl Patient<'_> {
     }
 }
 
+/// Adds an event of a client to what was found.
+fn mark(event: &Value, history: &History, found: &mut BTreeMap<String, String>) {
+    if event["topic"] != "/power/mark" {
+        return;
+    }
+    let object = format!("event {}", event["event"]["n"]);
+    let times = match found.get(&object) {
+        None => "once",
+        Some(_) => "more than once",
+    };
+    // The number is fixed only for those who were told it.
+    let place = format!("number of {object}");
+    if history.allowed(&place, usize::MAX) != [None] {
+        found.insert(place, event["seq"].to_string());
+    }
+    found.insert(object, times.into());
+}
+
 /// Returns what names each row.
 fn keys(rows: &[Value]) -> String {
     let names = ["digest", "key", "ref", "id"];
@@ -329,5 +340,11 @@ fn text(value: &Value) -> String {
 
 /// Makes a finding of what could not even be looked at.
 pub(super) fn finding(what: &str, result: Result<Vec<String>, Error>) -> Vec<String> {
-    result.unwrap_or_else(|error| vec![format!("{what}: {error}")])
+    result.unwrap_or_else(|error| vec![format!("{what}: {}", short(&error.to_string()))])
+}
+
+/// Returns as much of a text as fits a line of a report.
+pub(super) fn short(text: &str) -> String {
+    let line = text.lines().find(|line| !line.is_empty());
+    line.unwrap_or_default().chars().take(400).collect()
 }
