@@ -39,6 +39,8 @@ pub(crate) struct Live {
     doubt: RefCell<String>,
     /// Held while a question for its state is under way.
     pub(crate) asking: Mutex<()>,
+    /// It was there before this process was.
+    pub(crate) inherited: Cell<bool>,
     /// It is asked again and again until it answers.
     pub(crate) insisted: Cell<bool>,
     errands: RefCell<Vec<AbortHandle>>,
@@ -127,6 +129,7 @@ impl Live {
             shim: RefCell::default(),
             doubt: RefCell::default(),
             asking: Mutex::default(),
+            inherited: Cell::new(false),
             insisted: Cell::new(false),
             errands: RefCell::default(),
         }

@@ -44,6 +44,7 @@ impl Engine {
                 sockets.insert(self.layout.socket(&name, record.created_at));
             }
             let live = Rc::new(self.as_recorded(&name, &record));
+            live.inherited.set(true);
             let execs = self.store.execs(&name).map_err(Error::from)?;
             for exec in &execs {
                 live.add_exec(exec.id.clone(), exec.process.exit.clone());

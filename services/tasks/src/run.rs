@@ -139,7 +139,7 @@ impl Engine {
         let ended = || Error::not_found(format!("{}: has ended", what(&name, exec)));
         let end = tracked.exit().borrow().clone();
         if let Some(exit) = end {
-            return match self.may_be_its_doing(exit.exited_at) {
+            return match self.may_be_its_doing(&live, exit.exited_at) {
                 true => Ok(()),
                 false => Err(ended()),
             };
@@ -159,7 +159,7 @@ impl Engine {
             // A repetition would send it twice, or find nobody left to send it to.
             Ok(_) => Ok(self.store.answered(&ctx.operation).await?),
             Err(error) if error.is(ttrpc::Code::NOT_FOUND) => {
-                match self.may_be_its_doing(Timestamp::now()) {
+                match self.may_be_its_doing(&live, Timestamp::now()) {
                     true => Ok(()),
                     false => Err(ended()),
                 }
@@ -175,10 +175,10 @@ impl Engine {
 
     /// Whether a signal may have brought an end about that a predecessor of this process sent and could not answer for:
     /// the call comes again then, and finds what it wanted done.
-    fn may_be_its_doing(&self, end: Timestamp) -> bool {
+    fn may_be_its_doing(&self, live: &Live, end: Timestamp) -> bool {
         let (now, began) = (Timestamp::now().0, self.began.0);
         let around = i64::try_from(AROUND.as_nanos()).unwrap_or(i64::MAX);
-        now - began < around && end.0 > began - around
+        live.inherited.get() && now - began < around && end.0 > began - around
     }
 
     /// Freezes, or thaws.
