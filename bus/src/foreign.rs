@@ -56,6 +56,9 @@
 //! the caller. What carries file descriptors cannot be said in JSON: such a request is refused with `UNIMPLEMENTED`
 //! before it reaches you, and so is a call of a stream.
 //!
+//! Who answers `collect` too (`also = ["collect"]`) takes part in garbage collection: what its `collect.roots` name is
+//! kept. A driver or another owner of our resources must, or no collection could tell what is needed.
+//!
 //! # Exactly once
 //!
 //! A call comes again, with the same `operation`, when its answer may have been lost: because you died, or your host, or

@@ -2,7 +2,9 @@
 //! programs that it brings.
 
 use crate::{manifest::Manifest, suggest};
-use contracts::{PluginId, Service, gateway::Gateway, plugin::PluginSpec, plugin::Supervisor};
+use contracts::{
+    PluginId, Service, collect::Collect, gateway::Gateway, plugin::PluginSpec, plugin::Supervisor,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A checked set of plugins, grouped by process.
@@ -36,6 +38,18 @@ pub enum RegistryError {
         manifest: String,
         /// The id of both.
         plugin: PluginId,
+    },
+    /// A program answers for an owner of resources and not to the collector.
+    #[error(
+        "manifest {manifest}: exec {plugin}: a plugin that answers `{contract}` answers `collect` too; add `also = [\"collect\"]` and its methods"
+    )]
+    NoCollect {
+        /// Which manifest.
+        manifest: String,
+        /// The program.
+        plugin: PluginId,
+        /// Its own contract.
+        contract: String,
     },
     /// The manifest names what the build does not have.
     #[error("manifest {manifest}: plugin {plugin} is not built in{hint}")]
@@ -144,10 +158,24 @@ fn foreign(
         return Err(RegistryError::Reserved(plugin));
     }
     let manifest = manifest.name.clone();
+    let collects = |spec: &PluginSpec| spec.serves.iter().any(|contract| contract == Collect::NAME);
+    let mut same = known
+        .values()
+        .filter(|s| s.id.service() == plugin.service());
+    let must_collect = same.any(collects);
     match known.insert(plugin.clone(), spec.clone()) {
-        None => Ok(()),
         Some(other) if other.exec.is_some() => Err(RegistryError::NamedTwice { manifest, plugin }),
         Some(_) => Err(RegistryError::Hidden { manifest, plugin }),
+        // The collector asks all who own resources, and gives up when one does not know the question.
+        None if must_collect && !collects(spec) => {
+            let contract = plugin.service().into();
+            Err(RegistryError::NoCollect {
+                manifest,
+                plugin,
+                contract,
+            })
+        }
+        None => Ok(()),
     }
 }
 
@@ -310,6 +338,11 @@ mod tests {
         for id in ["supervisor/local", "supervisor/x"] {
             assert!(refused(&with_program(id, "")).contains("belongs to the supervisor"));
         }
+        let mut owners = edge_and_content();
+        owners[1].serves.push("collect".into());
+        let error = Registry::new(owners, &with_program("content/x", "")).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("add `also = [\"collect\"]`"), "{error}");
         assert!(
             refused(&with_program("b/x", "also = ['supervisor']")).contains("supervisor itself")
         );
