@@ -21,8 +21,8 @@ mod service;
 
 use bus::{Boot, Registration};
 use contracts::{
-    containers::Containers, content::Content, gc::Gc, images::Images, leases::Leases,
-    snapshots::Snapshots,
+    collect::Collect, containers::Containers, content::Content, gc::Gc, images::Images,
+    leases::Leases, snapshots::Snapshots,
 };
 
 /// Registers `gc/local`.
@@ -33,6 +33,8 @@ pub fn plugin() -> Registration {
         .requires::<Containers>()
         .requires::<Content>()
         .requires::<Snapshots>()
+        // Whoever else keeps something: a foreign program, for one.
+        .requires::<Collect>()
         .start(service::routes, |boot: Boot<config::Config>| {
             Ok(service::GcService::new(boot.bus, &boot.config))
         })
