@@ -192,6 +192,8 @@ pub fn host(registrations: Vec<Registration>) -> ExitCode {
     }
     // Its own process group: Ctrl-C in a terminal reaches the supervisor alone, which then stops all in order.
     let _ = rustix::process::setpgid(None, None);
+    // It was started through a descriptor, whose number would be its name.
+    let _ = rustix::thread::set_name(c"gantry");
     if let Err(error) = privileges::drop_to(&boot) {
         return refuse(&error);
     }
