@@ -140,6 +140,8 @@ async fn all_plugins_move_to_another_build_under_load_and_no_request_fails() -> 
     let build = another(node.folder(), "another")?;
     let node = Rc::new(node);
     let mut events = node.events(0).await?;
+    let waiting = node.clone();
+    let waiting = actix_rt::spawn(async move { waiting.exit_code("counting").await });
     let (load, clients) = Load::begin(&node, &image);
 
     let output = upgrade(&node, &build, &[]).await?;
@@ -179,8 +181,61 @@ async fn all_plugins_move_to_another_build_under_load_and_no_request_fails() -> 
     }
     assert!(last > 0);
     node.events(last).await?;
+    // Who waited all the time is answered by the process that was asked, also when its own peers go on changing.
+    let killed = node.kill("tasks/local").await?;
+    node.until_ready_after(killed).await?;
     node.remove("counting").await?;
+    waiting.await??;
     stop(node).await
+}
+
+#[actix_rt::test]
+async fn who_is_killed_meanwhile_for_another_reason_confuses_nobody() -> Outcome {
+    let setup = Setup::default().arg("--manifest").arg("minimal");
+    let node = Node::start_with(setup).await?;
+    let build = another(node.folder(), "another")?;
+    let body = json!({"binary": build, "plugins": []});
+    let begun = node.post("/v1/upgrade", body).await?;
+    assert_eq!(begun.status.as_u16(), 202);
+    assert_eq!(begun.ok()?["state"], "running");
+    let again = node.post("/v1/upgrade", json!({"binary": build})).await?;
+    assert!(
+        again.text().contains("an upgrade is under way"),
+        "{}",
+        again.text()
+    );
+
+    let mut killed = Vec::new();
+    let over = async || {
+        let upgrade = node.get("/v1/upgrade").await.ok()?.ok().ok()?;
+        // Each of those that share a process, once while it is new and once while it is old, and the last but one.
+        for (plugin, phase) in [
+            ("images/local", "ready"),
+            ("transfer/local", "waiting"),
+            ("tasks/local", "starting"),
+        ] {
+            let steps = upgrade["steps"].as_array()?;
+            let is_there = steps
+                .iter()
+                .any(|s| s["plugin"] == plugin && s["phase"] == phase);
+            if is_there && !killed.contains(&plugin) && node.kill(plugin).await.is_ok() {
+                killed.push(plugin);
+            }
+        }
+        (upgrade["state"] != "running").then_some(upgrade)
+    };
+    let upgrade = until("the upgrade is over", SOON, over).await?;
+    assert_eq!(
+        (&upgrade["state"], killed.len()),
+        (&"done".into(), 3),
+        "{upgrade}"
+    );
+    let programs = facts(&node, "program").await?;
+    assert!(
+        programs.values().all(|path| *path == json!(build)),
+        "{programs:?}"
+    );
+    node.stop_clean().await
 }
 
 #[actix_rt::test]
