@@ -119,7 +119,9 @@ pub(crate) fn prepare(
             (config.migrate)(&mut tx, born.life.schema)?;
         }
     }
+    tx.finish()?;
     put(&mut tx, life, version)?;
+    drop(tx);
     transaction.commit().map_err(|e| fault(path, e))?;
     Ok(Born {
         life,

@@ -7,7 +7,8 @@ use crate::seal::{OPEN, seal, unseal};
 use contracts::{Namespace, Page, Paging, Timestamp, events::Entry};
 use redb::{ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{cell::Cell, marker::PhantomData, ops::Bound, path::Path, sync::Arc};
+use std::cell::{Cell, RefCell};
+use std::{collections::HashMap, marker::PhantomData, ops::Bound, path::Path, rc::Rc, sync::Arc};
 
 /// Most items of one page, whatever was asked for.
 const MOST: usize = 500;
@@ -71,7 +72,14 @@ pub struct Tx<'a> {
     pub(crate) commit: u64,
     /// Whether the disk was found full: what has failed is then the whole transaction, whatever its writes say.
     pub(crate) full: Cell<bool>,
+    /// The next number of the outbox, once it was used.
+    next: Option<u64>,
+    /// What was opened: to open a table is a search of its own.
+    tables: RefCell<HashMap<&'static str, Rc<RefCell<Opened<'a>>>>>,
 }
+
+/// A table of an open transaction.
+type Opened<'a> = redb::Table<'a, &'static str, &'static [u8]>;
 
 pub(crate) fn fault(path: &Path, error: impl Into<redb::Error>) -> Fault {
     let path = path.to_owned();
@@ -254,6 +262,27 @@ impl<'a> Tx<'a> {
             seed,
             commit,
             full: Cell::new(false),
+            next: None,
+            tables: RefCell::default(),
+        }
+    }
+
+    fn open<V>(&self, table: &Table<V>) -> Result<Rc<RefCell<Opened<'a>>>, Fault> {
+        if let Some(opened) = self.tables.borrow().get(table.name) {
+            return Ok(opened.clone());
+        }
+        let opened = self.transaction.open_table(table.definition());
+        let opened = Rc::new(RefCell::new(opened.map_err(|e| self.fault(e))?));
+        let mut tables = self.tables.borrow_mut();
+        tables.insert(table.name, opened.clone());
+        Ok(opened)
+    }
+
+    /// Stores what was counted while the write was made. Must be called once, before the commit.
+    pub(crate) fn finish(&mut self) -> Result<(), Fault> {
+        match self.next {
+            Some(next) => self.put(&META, "outbox", &next),
+            None => Ok(()),
         }
     }
 
@@ -280,11 +309,9 @@ impl<'a> Tx<'a> {
         key: &str,
     ) -> Result<Option<V>, Fault> {
         let name = table.name;
-        let table = self
-            .transaction
-            .open_table(table.definition())
-            .map_err(|e| self.fault(e))?;
-        let value = table.get(key).map_err(|e| self.fault(e))?;
+        let opened = self.open(table)?;
+        let opened = opened.borrow();
+        let value = opened.get(key).map_err(|e| self.fault(e))?;
         value
             .map(|bytes| decode(self.path, self.seed, name, key, bytes.value()))
             .transpose()
@@ -299,14 +326,10 @@ impl<'a> Tx<'a> {
     ) -> Result<(), Fault> {
         self.changes += 1;
         let bytes = self.sealed(table.name, key, &encode(key, value)?);
-        let mut opened = self
-            .transaction
-            .open_table(table.definition())
-            .map_err(|e| self.fault(e))?;
-        let replaced = opened
-            .insert(key, bytes.as_slice())
-            .map_err(|e| self.fault(e))?
-            .is_some();
+        let opened = self.open(table)?;
+        let mut opened = opened.borrow_mut();
+        let replaced = opened.insert(key, bytes.as_slice());
+        let replaced = replaced.map_err(|e| self.fault(e))?.is_some();
         self.added += i64::from(!replaced && !table.is_ours());
         Ok(())
     }
@@ -314,10 +337,8 @@ impl<'a> Tx<'a> {
     /// Removes a record; says whether it was there.
     pub fn remove<V>(&mut self, table: &Table<V>, key: &str) -> Result<bool, Fault> {
         self.changes += 1;
-        let mut opened = self
-            .transaction
-            .open_table(table.definition())
-            .map_err(|e| self.fault(e))?;
+        let opened = self.open(table)?;
+        let mut opened = opened.borrow_mut();
         let removed = opened.remove(key).map_err(|e| self.fault(e))?.is_some();
         self.added -= i64::from(removed && !table.is_ours());
         Ok(removed)
@@ -332,12 +353,10 @@ impl<'a> Tx<'a> {
         mut each: impl FnMut(&str, V) -> bool,
     ) -> Result<(), Fault> {
         let name = table.name;
-        let table = self
-            .transaction
-            .open_table(table.definition())
-            .map_err(|e| self.fault(e))?;
+        let opened = self.open(table)?;
+        let opened = opened.borrow();
         let decode = |key: &str, value: &[u8]| decode(self.path, self.seed, name, key, value);
-        scan(&table, self.path, prefix, after, &decode, &mut each)
+        scan(&*opened, self.path, prefix, after, &decode, &mut each)
     }
 
     /// Records an event that goes to the log when, and only when, this write is committed.
@@ -357,9 +376,12 @@ impl<'a> Tx<'a> {
             topic: topic.to_owned(),
             event,
         };
-        let number = self.get(&META, "outbox")?.unwrap_or(1);
+        let number = match self.next {
+            Some(next) => next,
+            None => self.get(&META, "outbox")?.unwrap_or(1),
+        };
         self.put(&OUTBOX, &outbox_key(number), &entry)?;
-        self.put(&META, "outbox", &(number + 1))?;
+        self.next = Some(number + 1);
         self.emitted = true;
         Ok(())
     }

@@ -367,11 +367,14 @@ impl Writer {
             return Err(Fault::Full(path.to_path_buf()));
         }
         if without.is_some() || tx.changes == 0 {
+            drop(tx);
             transaction.abort().map_err(|e| fault(path, e))?;
             return Ok(without.unwrap_or(Went::Done));
         }
         let (emitted, commit) = (tx.emitted, tx.commit);
+        tx.finish()?;
         self.tidy(&mut tx)?;
+        drop(tx);
         transaction.commit().map_err(|e| fault(path, e))?;
         let delivered = self.outbox.delivered.load(Ordering::Acquire);
         let delivered = delivered.max(self.file.before.delivered);
