@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use hyper::Method;
 use integration::Outcome;
-use integration::http::Response;
-use integration::image::sample;
+use integration::http::{Body, Response};
+use integration::image::{sample, sha256};
 use integration::node::{Incarnation, Node, Setup, base, binary};
 use integration::process::{run, tree, until};
 use integration::registry::Registry;
@@ -46,7 +46,10 @@ const DRIVER: &str = r#"
 import json, sys
 answers = {"snapshots.driver": {"name": "empty", "rebase": False},
            "snapshots.list": {"items": [], "next": "", "version": 0},
-           "snapshots.stat": {"key": "no such shape"}}
+           "snapshots.stat": {"key": "no such shape"},
+           "collect.begin": None, "collect.mark": None, "collect.references": [], "collect.tally": [],
+           "collect.roots": {"items": [], "next": ""},
+           "collect.sweep": {"removed": [], "late": [], "done": True, "next": ""}}
 for line in map(json.loads, sys.stdin):
     if "start" in line: line = {"ready": True}
     elif "ping" in line: line = {"pong": line["ping"]}
@@ -57,10 +60,32 @@ for line in map(json.loads, sys.stdin):
     print(json.dumps(line), flush=True)
 "#;
 
+/// Keeps blobs that it is told to, for as long as it lives.
+const KEEPER: &str = r#"
+import json, sys
+kept = {}
+def node(digest): return {"namespace": kept[digest], "resource": {"content": digest}}
+def answer(call, request, namespace):
+    if call == "keeper.keep": kept[request["digest"]] = namespace
+    if call == "keeper.forget": kept.pop(request["digest"])
+    if call == "collect.roots":
+        edges = [{"from": node(d), "to": node(d), "reason": "kept by keeper", "flat": False} for d in kept]
+        return {"items": edges, "next": ""}
+    if call == "collect.sweep": return {"removed": [], "late": [], "done": True, "next": ""}
+    if call in ("collect.references", "collect.tally"): return []
+for line in map(json.loads, sys.stdin):
+    if "start" in line: line = {"ready": True}
+    elif "ping" in line: line = {"pong": line["ping"]}
+    elif "stop" in line: break
+    elif "cancel" in line: continue
+    else: line = {"id": line["id"], "answer": answer(line["call"], line["request"], line["namespace"])}
+    print(json.dumps(line), flush=True)
+"#;
+
 /// A node whose manifest names programs, and the folder in which they and it are.
 struct Foreign {
     node: Node,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 /// Makes a folder that every plugin may enter.
@@ -88,14 +113,14 @@ fn manifest(folder: &Path, more: &str) -> Outcome<Setup> {
 }
 
 impl Foreign {
-    async fn start(id: &str, interpreter: &str, text: &str, config: &str) -> Outcome<Self> {
+    async fn start(id: &str, interpreter: &str, text: &str, more: &str) -> Outcome<Self> {
         let folder = folder()?;
         let path = program(&folder.path().join("program"), text)?;
-        let more = format!("[[exec]]\nid = '{id}'\ncommand = ['{interpreter}', {path:?}]");
-        let setup = manifest(folder.path(), &more)?.config(config);
+        let more = format!("[[exec]]\nid = '{id}'\ncommand = ['{interpreter}', {path:?}]\n{more}");
+        let setup = manifest(folder.path(), &more)?;
         Ok(Self {
             node: Node::start_with(setup).await?,
-            _folder: folder,
+            folder,
         })
     }
 
@@ -111,7 +136,7 @@ impl Foreign {
         let setup = manifest(folder.path(), &more)?.config(config);
         Ok(Self {
             node: Node::start_with(setup).await?,
-            _folder: folder,
+            folder,
         })
     }
 
@@ -434,7 +459,13 @@ async fn a_program_that_is_not_there_is_refused_before_anything_starts() -> Outc
 
 #[actix_rt::test]
 async fn a_program_speaks_a_contract_of_the_house() -> Outcome {
-    let foreign = Foreign::start("snapshots/empty", "/usr/bin/python3", DRIVER, "").await?;
+    let foreign = Foreign::start(
+        "snapshots/empty",
+        "/usr/bin/python3",
+        DRIVER,
+        "also = ['collect']",
+    )
+    .await?;
     let node = &foreign.node;
     let path = "/v1/call/snapshots.driver?plugin=snapshots/empty";
     assert_eq!(node.post(path, json!({})).await?.ok()?["name"], "empty");
@@ -454,5 +485,95 @@ async fn a_program_speaks_a_contract_of_the_house() -> Outcome {
         "{}",
         wrong.text()
     );
+    node.collect().await?;
+    node.get("/v1/namespaces").await?.ok()?;
+    foreign.node.stop_clean().await
+}
+
+/// Writes a blob that nothing refers to.
+async fn blob(node: &Node, bytes: &'static [u8]) -> Outcome<String> {
+    let digest = sha256(bytes);
+    let range = format!("bytes 0-{}/{}", bytes.len() - 1, bytes.len());
+    let path = node.at(&format!("/ingests/{}", &digest[7..19]));
+    let body = Body::of("application/octet-stream", bytes);
+    let client = node.client().clone().with_header("content-range", &range)?;
+    client.send(Method::PUT, &path, body).await?.ok()?;
+    let expected = json!({"digest": digest, "size": bytes.len()});
+    node.post(&format!("{path}:commit"), expected).await?.ok()?;
+    Ok(digest)
+}
+
+#[actix_rt::test]
+async fn what_a_program_keeps_is_not_collected() -> Outcome {
+    let more = "also = ['collect']";
+    let foreign = Foreign::start("keeper/python", "/usr/bin/python3", KEEPER, more).await?;
+    let node = &foreign.node;
+    let kept = sha256(b"kept");
+    foreign
+        .call("keeper.keep", json!({"digest": kept}))
+        .await?
+        .ok()?;
+    blob(node, b"kept").await?;
+    let other = blob(node, b"other").await?;
+    node.collect().await?;
+    let left = async || -> Outcome<Vec<Value>> {
+        let rows = node.list("/content").await?;
+        Ok(rows.into_iter().map(|row| row["digest"].clone()).collect())
+    };
+    assert_eq!(left().await?, [json!(kept)], "and not {other}");
+    foreign
+        .call("keeper.forget", json!({"digest": kept}))
+        .await?
+        .ok()?;
+    node.collect().await?;
+    assert_eq!(left().await?, Vec::<Value>::new());
+    foreign.node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn a_reload_changes_adds_and_removes_programs_and_nobody_else_is_restarted() -> Outcome {
+    let foreign = Foreign::start("shell/sh", "/bin/sh", SHELL, "").await?;
+    let node = &foreign.node;
+    let path = foreign.folder.path().join("manifest.toml");
+    let with_shell = fs::read_to_string(&path)?;
+    let restarted = async || -> Outcome<Vec<String>> {
+        let plugins = node.plugins().await?.into_iter();
+        let restarted = plugins.filter(|plugin| plugin["restarts"] != 0);
+        Ok(restarted
+            .filter_map(|plugin| Some(plugin["id"].as_str()?.to_owned()))
+            .collect())
+    };
+    let reload = async |manifest: String| -> Outcome<Value> {
+        fs::write(&path, manifest)?;
+        node.post("/v1/reload", ()).await?.ok()
+    };
+    let changed = reload(format!("{with_shell}\n[exec.settings]\nbread = true")).await?;
+    let rows = changed["changes"].as_array().cloned().unwrap_or_default();
+    let plugins: Vec<&Value> = rows.iter().map(|row| &row["plugin"]).collect();
+    assert_eq!(plugins, [&json!("shell/sh")], "{changed}");
+    assert_eq!(foreign.call("shell.any", json!({})).await?.ok()?, "fine");
+    assert_eq!(restarted().await?, ["shell/sh"]);
+
+    let without = with_shell.split("[[exec]]").next().unwrap_or_default();
+    reload(without.to_owned()).await?;
+    let gone = foreign.call("shell.any", json!({})).await?;
+    assert_eq!(gone.status.as_u16(), 404, "{}", gone.text());
+    reload(with_shell.clone()).await?;
+    assert_eq!(foreign.call("shell.any", json!({})).await?.ok()?, "fine");
+    let touched = restarted().await?;
+    let others = touched
+        .iter()
+        .filter(|id| !["shell/sh", "gateway/http"].contains(&id.as_str()));
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&String>::new());
+    let wrong = with_shell.replace("/bin/sh", "/bin/shhh");
+    fs::write(&path, wrong)?;
+    let refused = node.post("/v1/reload", ()).await?;
+    assert_eq!(refused.status.as_u16(), 400, "{}", refused.text());
+    assert!(
+        refused.text().contains("program /bin/shhh: No such file"),
+        "{}",
+        refused.text()
+    );
+    assert_eq!(foreign.call("shell.any", json!({})).await?.ok()?, "fine");
     foreign.node.stop_clean().await
 }
