@@ -78,6 +78,15 @@ impl Error {
         }
     }
 
+    /// Whether no descriptor was left, in the machine (`ENFILE`) or in this process (`EMFILE`).
+    fn out_of_descriptors(&self) -> bool {
+        match self {
+            Self::Entry { cause, .. } => cause.out_of_descriptors(),
+            Self::Io { source, .. } => matches!(source.raw_os_error(), Some(23 | 24)),
+            _ => false,
+        }
+    }
+
     /// Whether the file system had no room left.
     pub fn out_of_space(&self) -> bool {
         match self {
@@ -96,6 +105,9 @@ impl Error {
 impl Error {
     /// The class under which users meet it.
     fn code(&self) -> Code {
+        if self.out_of_descriptors() {
+            return Code::ResourceExhausted;
+        }
         match self {
             Self::Entry { cause, .. } => cause.code(),
             Self::Malformed { .. } | Self::Truncated(_) | Self::Damaged(_) => Code::DataLoss,
@@ -112,7 +124,14 @@ impl Error {
 
 impl From<Error> for contracts::Error {
     fn from(error: Error) -> Self {
-        contracts::Error::new(error.code(), error.to_string())
+        let way_out = if error.out_of_space() {
+            ": no bytes or inodes are left on the device of the snapshots; remove images or containers, and collect garbage (POST /v1/gc)"
+        } else if error.out_of_descriptors() {
+            ": raise the limit of open files, or try again with less at a time"
+        } else {
+            ""
+        };
+        contracts::Error::new(error.code(), format!("{error}{way_out}"))
     }
 }
 

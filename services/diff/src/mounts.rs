@@ -4,6 +4,7 @@ use crate::error::{Doing, Error, Result};
 use crate::tree::Whiteouts;
 use contracts::Mount;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -157,7 +158,10 @@ fn unescaped(list: &str) -> Vec<PathBuf> {
 
 pub(crate) fn directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty()).doing(&format!("open {}", path.display()))
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Err(Error::Missing(format!("directory {}", path.display()))),
+        opened => opened.doing(&format!("open {}", path.display())),
+    }
 }
 
 /// Opens every directory that makes up a snapshot, topmost first. Errors: `Unsupported` mounts; `Io`.

@@ -9,6 +9,8 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 pub(crate) enum Error {
     #[error("snapshot {0}: not there")]
     Missing(SnapshotKey),
+    #[error("snapshot {0}: its directory is gone from disk; pull an image that has it again")]
+    Gone(SnapshotKey),
     #[error("snapshot {0}: is there already")]
     Exists(SnapshotKey),
     #[error("parent {0}: not there")]
@@ -55,6 +57,7 @@ impl From<Error> for contracts::Error {
         let message = error.to_string();
         match error {
             Error::Missing(_) | Error::MissingParent(_) => Self::not_found(message),
+            Error::Gone(_) => Self::data_loss(message),
             Error::Exists(_) => Self::exists(message),
             Error::OpenParent(_)
             | Error::NotActive(..)
@@ -72,7 +75,12 @@ impl From<Error> for contracts::Error {
 fn from_io(source: &std::io::Error, message: String) -> contracts::Error {
     use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, StorageFull};
     match source.kind() {
-        StorageFull | QuotaExceeded => contracts::Error::exhausted(message),
+        StorageFull | QuotaExceeded => contracts::Error::exhausted(format!(
+            "{message}: no bytes or inodes are left on the device of the snapshots; remove images or containers, and collect garbage (POST /v1/gc)"
+        )),
+        _ if matches!(source.raw_os_error(), Some(23 | 24)) => contracts::Error::exhausted(
+            format!("{message}: raise the limit of open files, or try again with less at a time"),
+        ),
         PermissionDenied => contracts::Error::denied(message),
         _ => contracts::Error::internal(message),
     }

@@ -122,7 +122,10 @@ impl Store {
                 Ok(()) => Ok(Some((draft, chain))),
                 // The parent went while it was read: that is the answer, not what reading it said.
                 Err(_) if store.ledger.read(|look| plan(look, &new)).is_err() => Ok(None),
-                Err(error) => Err(error),
+                Err(error) => Err(match (&new.parent, &parent) {
+                    (Some(key), Some(fs)) if !fs.exists() => Error::Gone(key.clone()),
+                    _ => error,
+                }),
             }
         })
         .await

@@ -24,9 +24,24 @@ pub(super) async fn prove(run: &Run, chain: Chain<'_>, end: usize) -> Result<()>
     let waiting: Vec<usize> = (0..end)
         .filter(|index| !run.is_proven(chain.driver, &chain.steps[*index].name))
         .collect();
-    stream::iter(waiting.into_iter().map(Ok))
+    let beside = stream::iter(waiting.iter().map(|index| Ok(*index)))
         .try_for_each_concurrent(run.config.parallel_layers, |index| one(run, chain, index))
-        .await
+        .await;
+    match beside {
+        Err(error) if is_gone(&error) => {
+            // A lost directory keeps those above it from being compared: bottom up it is there in time.
+            for index in waiting {
+                one(run, chain, index).await?;
+            }
+            Ok(())
+        }
+        done => done,
+    }
+}
+
+/// Whether a directory is lost, as the driver or who opens it says it; or a blob, which the next try says again.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.code, Code::NotFound | Code::DataLoss)
 }
 
 async fn one(run: &Run, chain: Chain<'_>, index: usize) -> Result<()> {
@@ -68,7 +83,7 @@ pub(super) async fn layer(
         let gone = maybe(run.call_at_driver(chain.driver, stat(name)).await)?.is_none();
         match verified {
             _ if gone => return Ok(None),
-            Err(error) if error.is(Code::NotFound) && mend && !again => {
+            Err(error) if is_gone(&error) && mend && !again => {
                 make_again(run, chain.driver, name).await?
             }
             verified => return verified.map(Some),

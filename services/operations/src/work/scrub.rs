@@ -31,17 +31,17 @@ pub(super) async fn scrub(run: &Run, asked: &Scrub) -> Result<Scrubbed> {
     let owners = run.bus.peers::<Integrity>().to_vec();
     for owner in &owners {
         if let Err(error) = check(run, asked, owner, &mut sum).await {
-            sum.unchecked(run, &format!("{owner}"), error).await?;
+            sum.unreadable(run, owner, error).await?;
         }
     }
     match namespaces(run, asked).await {
-        Err(error) => sum.unchecked(run, "namespaces", error).await?,
+        Err(error) => sum.unchecked("namespaces", error),
         Ok(all) => {
             for namespace in all {
                 let run = run.inside(&namespace);
                 if let Err(error) = layers(&run, asked, &mut sum).await {
                     let what = format!("layers of namespace {namespace}");
-                    sum.unchecked(&run, &what, error).await?;
+                    sum.unchecked(&what, error);
                 }
             }
         }
@@ -74,23 +74,27 @@ impl Sum {
     }
 
     /// A store that cannot be read is a finding, too.
-    async fn unchecked(&mut self, run: &Run, what: &str, error: Error) -> Result<()> {
-        if error.is(Code::DataLoss) && what.contains('/') {
+    async fn unreadable(&mut self, run: &Run, owner: &PluginId, error: Error) -> Result<()> {
+        if error.is(Code::DataLoss) {
             let finding = Finding {
                 damage: Damage::Store,
                 namespace: None,
-                subject: what.to_owned(),
+                subject: owner.to_string(),
                 what: error.message.clone(),
                 cure: Cure::Rebuild,
             };
             self.found(run, &finding).await?;
         }
+        self.unchecked(owner.as_str(), error);
+        Ok(())
+    }
+
+    fn unchecked(&mut self, what: &str, error: Error) {
         tracing::warn!(what, %error, "could not be checked");
         if self.result.unchecked.len() < REASONS {
             let why: String = error.to_string().chars().take(300).collect();
             self.result.unchecked.push(format!("{what}: {why}"));
         }
-        Ok(())
     }
 }
 
@@ -133,7 +137,10 @@ async fn mend(run: &Run, owner: &PluginId, finding: Finding, sum: &mut Sum) -> R
         Ok(_) => sum.mended(run, &finding).await,
         // Its cure is not in the owner's hands; the finding says in whose.
         Err(error) if error.is(Code::FailedPrecondition) => Ok(()),
-        Err(error) => sum.unchecked(run, &finding.subject, error).await,
+        Err(error) => {
+            sum.unchecked(&finding.subject, error);
+            Ok(())
+        }
     }
 }
 
@@ -180,7 +187,7 @@ async fn layers(run: &Run, asked: &Scrub, sum: &mut Sum) -> Result<()> {
                 Ok(plan) => image_layers(run, asked, &plan, &mut seen, sum).await?,
                 // Not of this machine's platform, or an artifact: nothing of it is unpacked.
                 Err(error) if matches!(error.code, Code::NotFound | Code::InvalidArgument) => {}
-                Err(error) => sum.unchecked(run, image.name.as_str(), error).await?,
+                Err(error) => sum.unchecked(image.name.as_str(), error),
             }
         }
         if page.next.is_empty() {
@@ -203,7 +210,7 @@ async fn image_layers(
         let info = match run.call_at_driver(driver, Driver {}).await {
             Ok(info) => info,
             Err(error) => {
-                sum.unchecked(run, plugin.as_str(), error).await?;
+                sum.unchecked(plugin.as_str(), error);
                 continue;
             }
         };
@@ -248,7 +255,7 @@ async fn one(
         Err(error) => {
             run.unproven(chain.driver, name);
             let what = format!("snapshot {name} of {}", chain.driver);
-            sum.unchecked(run, &what, error).await?;
+            sum.unchecked(&what, error);
         }
     }
     run.board.part(name.as_str(), "compared", 0, 0);
