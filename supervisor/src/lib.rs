@@ -18,13 +18,32 @@
 //! - *Broken link*: bytes that are no frame end a link between living processes; it is made anew, and pending calls are
 //!   sent again.
 //!
+//! **Reload.** SIGHUP, `gantry reload` and `POST /v1/reload` read configuration and manifest again. All of it is checked
+//! before anything is touched, and every mistake is named. A process is restarted when what it is told at its start has
+//! changed: settings, limits, command, whom it may call, with whom it shares the process. So a plugin that comes or goes
+//! restarts those that call its contracts, and nobody else; `[restart]` and `[probe]` count at once; `root`, `state` and
+//! `uid_base` are refused. When one of those that restart does not come up within `probe.patience_seconds`, the former
+//! plan comes back by itself.
+//!
+//! **Upgrade.** The build that runs is pinned by a descriptor: what becomes of its file changes no running node.
+//! `gantry upgrade --binary PATH` moves one process after another to another build, callees first. Before anything is
+//! touched the file must say (`gantry facts`) that it speaks the same protocol and has the same plugins, with the same
+//! requirements, sockets and privileges. Each process finishes its writes, its successor must become ready within
+//! `probe.patience_seconds` and stay so for half a second and an answer; meanwhile its callers wait, and are never told of
+//! a failure. When it does not, it and all those before it go back, in reverse order. An edge, which owns nothing,
+//! retires beside its successor: it finishes its requests for up to a minute. The supervisor itself is not replaced, and
+//! remembers nothing: a restart of the daemon runs whatever build it is started from.
+//!
 //! | file | what it knows |
 //! |---|---|
 //! | `options.rs` | configuration + manifest + what is built in → a checked plan |
 //! | `config.rs` `settings.rs` `printed.rs` | the TOML file, its mistakes by line, its defaults as a file |
+//! | `reload.rs` `reload/turnover.rs` | old plan + new plan → changes; how they are made, all or nothing |
+//! | `upgrade.rs` `builds.rs` `program.rs` | one process after another, and back; what a build says; a pinned build |
 //! | `manifest.rs` `registry.rs` | which plugins, which share a process |
 //! | `graph.rs` | who calls whom, in which order they start |
 //! | `lifecycle.rs` `standing.rs` `restart.rs` | what becomes of every process: (input, now) → outputs |
+//! | `lifecycle/change.rs` | a process that is held, on trial, trusted |
 //! | `lifecycle/probe.rs` `edges.rs` `exits.rs` | who is stuck, which link to make anew, how processes ended |
 //! | `daemon.rs` | the loop that feeds the lifecycle and obeys it |
 //! | `process.rs` `child.rs` | a process: how it is made, its control link, its end |

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use std::fmt::Write;
 
 const TOP: &str = r#"# The configuration of a gantry node. Every line that begins with a single # is the default.
+## The daemon reads it when it starts, on SIGHUP and by `gantry reload`.
 version = 1
 
 ## Folder of durable state, and folder of run-time state (sockets); both absolute.

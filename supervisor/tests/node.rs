@@ -351,7 +351,7 @@ fn a_second_supervisor_is_refused_with_the_pid_of_the_first() {
 }
 
 #[test]
-fn a_sighup_changes_nothing() {
+fn a_sighup_without_a_change_touches_nobody() {
     let node = Node::start("default");
     let pids = node.pids();
     node.signal(nix::sys::signal::Signal::SIGHUP);
