@@ -1,5 +1,9 @@
 //! The actor: contract messages → engine.
 
+mod integrity;
+
+pub(crate) use integrity::fsck;
+
 use crate::engine::Engine;
 use crate::lifecycle::Input;
 use crate::logs::follow::{self, Wanted};
@@ -8,6 +12,7 @@ use crate::record::Name;
 use crate::store::StoreError;
 use actix::{Actor, Context, Handler};
 use bus::{Call, Ctx, Open, Reply, Routes, Streaming};
+use contracts::integrity::{Check, Mend};
 use contracts::tasks::{
     Audit, Checkpoint, CloseStdin, Create, Delete, Exec, Execs, Get, Kill, List, Logs, Metrics,
     Pause, Pids, Resize, Resume, Start, Stdin, Update, Wait,
@@ -59,6 +64,8 @@ pub(crate) fn routes() -> Routes<TasksService> {
         .on::<Metrics>()
         .on::<Checkpoint>()
         .on::<Audit>()
+        .on::<Check>()
+        .on::<Mend>()
         .stream::<Logs>()
 }
 
