@@ -110,11 +110,15 @@ impl Engine {
             .call::<_, api::StartResponse>("Start", &request, left(ctx, CHANGE))
             .await;
         faults::point("tasks.start.started");
+        let answer = match answer {
+            Ok(answer) => Ok(answer.pid),
+            Err(refused) => self.was_started(live, exec, &refused).await.ok_or(refused),
+        };
         tracked.starting.set(false);
         let early = tracked.early.take();
         match answer {
-            Ok(answer) => {
-                let mut inputs = vec![Input::Started { pid: answer.pid }];
+            Ok(pid) => {
+                let mut inputs = vec![Input::Started { pid }];
                 inputs.extend(early.map(Input::Exited));
                 Ok(inputs)
             }

@@ -3,6 +3,8 @@
 //! Forwarded events only help out, and `State` tells what was missed while nobody watched. All of them end in the same
 //! store transaction, which tells of an end once.
 
+mod twice;
+
 use crate::engine::{Engine, STATE};
 use crate::launch::time;
 use crate::lifecycle::Input;
@@ -74,7 +76,12 @@ impl Engine {
         exec: Option<&ExecId>,
         exit: Exit,
     ) -> Result<(), StoreError> {
-        let inputs = vec![Input::Exited(exit)];
+        let mut inputs = vec![Input::Exited(exit)];
+        if let Some(exec) = exec
+            && let Some(started) = self.start_before_end(live, exec).await
+        {
+            inputs.insert(0, started);
+        }
         match exec {
             None => self.store.change(&live.name, None, inputs).await,
             Some(exec) => self.store.change_exec(&live.name, exec, None, inputs).await,
