@@ -9,7 +9,7 @@ use integration::Outcome;
 use integration::chaos::{self, Blow, Random};
 use integration::faults::flips::{self, Where};
 use integration::faults::full::{self, Scarce};
-use integration::faults::power;
+use integration::faults::{points, power};
 use integration::node::Setup;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -45,6 +45,8 @@ enum Fault {
     Kill(Long),
     /// Stops one plugin after the other with SIGSTOP for a while, while clients work
     Stop(Long),
+    /// Has a process die at each named fault point, while a client does a bit of everything
+    Points,
     /// Fills the disk to the last byte or the last name, uses the node, makes room, uses it again
     Disk(Rounds),
     /// Flips bits in blobs and layers below a running node, and in stores below a stopped one
@@ -125,6 +127,14 @@ async fn inflict(fault: Fault, seed: u64, setup: Setup) -> Outcome<bool> {
         }
         Fault::Kill(long) => storm(Blow::Kill, &long, seed, setup).await,
         Fault::Stop(long) => storm(Blow::Stop, &long, seed, setup).await,
+        Fault::Points => {
+            let verdict = points::run(seed, setup, |line| println!("{line}")).await?;
+            let (passed_by, wrong) = (verdict.passed_by.len(), verdict.wrong.len());
+            verdict.wrong.iter().for_each(|line| println!("  {line}"));
+            let struck = verdict.struck;
+            println!("{struck} points struck, {passed_by} not passed, {wrong} findings");
+            Ok(verdict.wrong.is_empty())
+        }
         Fault::Disk(Rounds { rounds }) => {
             let scarce = [Scarce::Bytes, Scarce::Names];
             let round = async |number: u64, seed| {
