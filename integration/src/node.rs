@@ -330,8 +330,14 @@ impl Node {
 
     /// Starts the daemon again in the same folders, and waits until it is ready. Errors: as [`Node::start`].
     pub async fn restart(&mut self) -> Outcome {
-        self.daemon = spawn(self.folder.path(), &self.setup)?;
+        self.begin_again()?;
         self.ready().await
+    }
+
+    /// Starts the daemon again in the same folders, and does not wait. Errors: the program is missing.
+    pub fn begin_again(&mut self) -> Outcome {
+        self.daemon = spawn(self.folder.path(), &self.setup)?;
+        Ok(())
     }
 
     /// Ends the daemon with SIGTERM and leaves the folders for [`Node::restart`]. Errors: it does not end.

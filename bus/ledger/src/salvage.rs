@@ -215,7 +215,8 @@ impl Salvaged {
     }
 
     fn describe(&mut self, newest: &Tree) {
-        for range in &newest.lost {
+        // Byte 0 is the header, which is told already.
+        for range in newest.lost.iter().filter(|range| range.at > 0) {
             let text = |key: &Option<Vec<u8>>, none: &str| match key {
                 Some(key) => format!("{:?}", String::from_utf8_lossy(key)),
                 None => none.to_owned(),
