@@ -162,6 +162,15 @@ impl Bus {
         self.only::<S>().is_ok_and(|link| link.is_ready())
     }
 
+    /// Adds to an error why the one plugin that answers contract `S` does not stand well, if it does not: its cause, the
+    /// plugin that is it, and the chain.
+    pub fn explain<S: Service>(&self, error: Error) -> Error {
+        match self.only::<S>() {
+            Ok(link) => link.explain(error),
+            Err(_) => error,
+        }
+    }
+
     /// Every plugin that may be called, by id.
     pub fn all_peers(&self) -> impl Iterator<Item = &PluginId> {
         self.inner.links.keys()

@@ -487,17 +487,20 @@ impl Link {
         if self.connection.borrow().is_none() {
             return self.unavailable();
         }
+        let (peer, chain) = (self.peer.clone(), vec![self.peer.clone()]);
+        let error = Error::deadline(format!("{method}: {peer} did not answer in time"));
+        self.explain(error.caused_by(peer, chain))
+    }
+
+    /// Adds to an error why the peer does not stand well, if it does not.
+    pub(crate) fn explain(&self, mut error: Error) -> Error {
         let standing = self.standing.borrow();
-        let why = match standing.cause.as_str() {
-            "" => String::new(),
-            cause => format!(": {cause}"),
-        };
+        if standing.state == State::Ready || standing.cause.is_empty() {
+            return error;
+        }
+        error.message = format!("{}: {}", error.message, standing.cause);
         let (culprit, chain) = self.blame(&standing);
-        Error::deadline(format!(
-            "{method}: {} did not answer in time{why}",
-            self.peer
-        ))
-        .caused_by(culprit, chain)
+        error.caused_by(culprit, chain)
     }
 
     fn unavailable(&self) -> Error {

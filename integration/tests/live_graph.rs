@@ -264,6 +264,17 @@ async fn what_needs_a_stuck_plugin_through_another_is_told_the_whole_chain() -> 
         (&chain[1], &chain),
         "{problem}"
     );
+    // Long work goes on without its client, who is told what holds it up.
+    let body = json!({"id": "one", "image": "busybox:1", "args": ["true"]});
+    let path = node.at("/containers:run?wait=started&timeout=1s");
+    let problem = node.post(&path, body).await?.json()?;
+    assert_eq!(problem["plugin"], "images/local", "{problem}");
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(
+        detail.contains("is not finished yet and goes on"),
+        "{problem}"
+    );
+    assert!(detail.contains("it does not answer since"), "{problem}");
     drop(stopped);
     until_all_ready(&node).await?;
     node.stop_clean().await

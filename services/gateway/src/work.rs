@@ -9,7 +9,7 @@ use crate::stream::{self, Local, Record, produce};
 use actix_web::HttpResponse;
 use actix_web::http::{StatusCode, header};
 use bus::{Bus, Ctx};
-use contracts::operations::{Operation, Outcome, Start, State, Watch, Work};
+use contracts::operations::{Operation, Operations, Outcome, Start, State, Watch, Work};
 use contracts::{Code, Error, OperationId, Result};
 use futures_util::StreamExt;
 use std::time::Duration;
@@ -105,12 +105,19 @@ pub(crate) async fn last(request: &Request, id: &OperationId) -> Result<Operatio
     match tokio::time::timeout_at(deadline, ended).await {
         Ok(Ok(Some(ended))) => Ok(ended),
         Ok(Err(error)) => Err(error.into()),
-        Ok(Ok(None)) | Err(_) => Err(Problem::from(Error::deadline(format!(
-            "operation {id}: is not finished yet and goes on, watch {}",
-            place(id)
-        )))
-        .header(header::LOCATION, place(id))),
+        Ok(Ok(None)) | Err(_) => {
+            Err(Problem::from(unfinished(request, id)).header(header::LOCATION, place(id)))
+        }
     }
+}
+
+/// Says where an operation goes on, and what holds it up, if that is known.
+fn unfinished(request: &Request, id: &OperationId) -> Error {
+    let error = Error::deadline(format!(
+        "operation {id}: is not finished yet and goes on, watch {}",
+        place(id)
+    ));
+    request.bus().explain::<Operations>(error)
 }
 
 /// What an ended operation came to.
