@@ -61,14 +61,16 @@ impl Graph {
         };
         let mut edges = Vec::new();
         for spec in registry.specs() {
-            for contract in &spec.requires {
+            let requires = spec.requires.iter().map(|contract| (contract, true));
+            let passes_on = registry.passes_on(&spec.id);
+            let passes_on = passes_on.map(|contract| (contract, false));
+            for (contract, awaits) in requires.chain(passes_on) {
                 // Who answers a contract that it also calls means the others.
                 let mut peers = answers(contract);
                 peers.retain(|peer| *peer != spec.id);
                 if peers.is_empty() {
                     return Err(missing(registry, &spec.id, contract));
                 }
-                let awaits = !registry.is_exposed(&spec.id, contract);
                 edges.extend(
                     peers
                         .into_iter()
@@ -276,8 +278,18 @@ mod tests {
         ];
         let error = Graph::new(&registry(&specs)).unwrap_err().to_string();
         assert!(error.contains("a/x → b/x → c/x → a/x"), "{error}");
-        let own = Graph::new(&registry(&[spec("a/x", &["a"])])).unwrap_err();
-        assert_eq!(own, GraphError::Cycle(vec![id("a/x"), id("a/x")]));
+    }
+
+    #[test]
+    fn who_answers_a_contract_that_it_calls_means_the_others() {
+        let mut first = spec("a/x", &["collect"]);
+        let mut second = spec("b/x", &[]);
+        first.serves.push("collect".into());
+        let alone = Graph::new(&registry(&[first.clone(), second.clone()])).unwrap_err();
+        assert!(matches!(alone, GraphError::Missing { .. }), "{alone}");
+        second.serves.push("collect".into());
+        let both = graph(&[first, second]);
+        assert_eq!(names(both.requires(&id("a/x"))), ["b/x"]);
     }
 
     #[test]
