@@ -152,3 +152,52 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
         Pin::new(&mut self.io).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::poll;
+    use std::pin::pin;
+
+    fn asked() -> (Rc<Busy>, Rc<Visit>, Asking) {
+        let (busy, visit) = (Rc::<Busy>::default(), Rc::<Visit>::default());
+        let asking = visit.ask();
+        (busy, visit, asking)
+    }
+
+    #[actix_rt::test]
+    async fn an_idle_connection_is_closed_only_when_the_process_is_to_end() {
+        let (busy, visit, asking) = asked();
+        drop(asking);
+        let mut over = pin!(visit.over(&busy));
+        assert!(poll!(&mut over).is_pending());
+        busy.end();
+        over.await;
+    }
+
+    #[actix_rt::test]
+    async fn a_request_in_flight_is_finished_first() {
+        let (busy, visit, asking) = asked();
+        busy.end();
+        let mut over = pin!(visit.over(&busy));
+        tokio::task::yield_now().await;
+        assert!(poll!(&mut over).is_pending());
+        drop(asking);
+        over.await;
+    }
+
+    #[actix_rt::test]
+    async fn an_answer_keeps_its_request_in_flight_and_the_last_one_says_so() {
+        let (busy, visit, asking) = asked();
+        let close = actix_http::ConnectionType::Close;
+        let first = asking.answer(HttpResponse::Ok().body("x"), &busy);
+        assert!(first.head().connection_type() != close);
+        assert_eq!(visit.open.get(), 1);
+        busy.end();
+        let last = visit.ask().answer(HttpResponse::Ok().body("x"), &busy);
+        assert!(last.head().connection_type() == close);
+        drop((first, last));
+        assert_eq!(visit.open.get(), 0);
+        assert!(visit.is_last.get());
+    }
+}
