@@ -576,6 +576,10 @@ impl Daemon {
         let pid = self.pid(plugin);
         match standing.state {
             State::Failed => tracing::error!(%plugin, pid, state, cause),
+            // Meant to be, and soon over.
+            State::Degraded if self.refuse_when_changing().is_err() => {
+                tracing::debug!(%plugin, pid, state, cause);
+            }
             State::Backoff | State::Degraded => tracing::warn!(%plugin, pid, state, cause),
             State::Stopped | State::Ready if cause.is_empty() => {
                 tracing::info!(%plugin, pid, state);
