@@ -577,3 +577,29 @@ async fn a_reload_changes_adds_and_removes_programs_and_nobody_else_is_restarted
     assert_eq!(foreign.call("shell.any", json!({})).await?.ok()?, "fine");
     foreign.node.stop_clean().await
 }
+
+#[actix_rt::test]
+async fn an_upgrade_moves_the_host_of_a_program_and_keeps_the_program() -> Outcome {
+    let foreign = Foreign::greeter("").await?;
+    let node = &foreign.node;
+    assert_eq!(foreign.hello("you").await?["count"], 1);
+    let build = foreign.folder.path().join("gantry");
+    fs::copy(binary()?, &build)?;
+    let asked = json!({"binary": build, "plugins": [GREETER, "gateway/http"]});
+    node.post("/v1/upgrade", asked).await?.ok()?;
+    let done = until("the upgrade is done", SOON, async || {
+        let upgrade = node.get("/v1/upgrade").await.ok()?.ok().ok()?;
+        (upgrade["state"] != "running").then_some(upgrade)
+    });
+    let done = done.await?;
+    assert_eq!(done["state"], "done", "{done}");
+    assert_eq!(foreign.hello("you").await?["count"], 2);
+    let plugin = node.plugin(GREETER).await?;
+    assert!(
+        plugin["program"]
+            .as_str()
+            .is_some_and(|path| path.ends_with("/greeter.py")),
+        "{plugin}"
+    );
+    foreign.node.stop_clean().await
+}
