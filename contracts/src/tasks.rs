@@ -387,6 +387,9 @@ pub struct LogLine {
     pub newline: bool,
     /// Exactly what was written.
     pub bytes: Vec<u8>,
+    /// Not 0 for no line, but a gap: so many bytes of log, about, were written here and are not kept.
+    #[serde(default)]
+    pub lost: u64,
 }
 
 /// Saves a running container's state for a later restore. Errors: `Unimplemented` where CRIU is missing.

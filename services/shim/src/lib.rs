@@ -66,7 +66,7 @@
 //! |---|---|
 //! | empty | `/dev/null` |
 //! | `file://PATH` | appended as is; both may name one file |
-//! | `log://PATH` | appended as `RFC3339Nano-UTC stdout\|stderr F\|P bytes\n`, the CRI log line: `F` ended with a newline, `P` did not (16 KiB reached, 200 ms silent, or exit); joining the bytes, and one newline per `F`, gives the stream back exactly. One `write` per line or more, `O_APPEND`; a query is ignored |
+//! | `log://PATH` | appended as `RFC3339Nano-UTC stdout\|stderr F\|P bytes\n`, the CRI log line: `F` ended with a newline, `P` did not (16 KiB reached, 200 ms silent, or exit); joining the bytes, and one newline per `F`, gives the stream back exactly. One `write` per line or more, `O_APPEND`; `?bound=BYTES` keeps it within that, see crate `logfile` |
 //! | `PATH` of a fifo | written there; a reader may come and go, the container waits for one when the fifo is full |
 //! | `binary://PATH?k=v` | a logging process: stdout on 3, stderr on 4, closes 5 when ready; arguments `k v`; `CONTAINER_ID`, `CONTAINER_NAMESPACE` |
 //!

@@ -268,6 +268,7 @@ mod tests {
             socket: "/s".into(),
             events: "/e".into(),
             cgroup: String::new(),
+            log_bytes: 9,
         };
         make(&launch, &Spec::read("{}", false).unwrap()).unwrap();
         assert_eq!(made_by(&bundle), Some((program, "/s".into())));

@@ -10,6 +10,8 @@ pub struct Config {
     pub shim: String,
     /// Bytes of page cache of the records' file. A record has about half a KiB.
     pub cache_bytes: usize,
+    /// Most bytes of the log of one process; 0 for no bound. What is not kept any more is said where it was.
+    pub log_bytes: u64,
     /// Seconds from one look of the auditor to the next; 0 for none.
     pub audit_seconds: u64,
 }
@@ -19,6 +21,7 @@ impl Default for Config {
         Self {
             shim: String::new(),
             cache_bytes: 1 << 20,
+            log_bytes: 64 << 20,
             audit_seconds: 60,
         }
     }

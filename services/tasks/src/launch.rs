@@ -39,6 +39,8 @@ pub(crate) struct Launch {
     pub(crate) events: PathBuf,
     /// Path of its cgroup below each hierarchy; empty when the runtime chooses.
     pub(crate) cgroup: String,
+    /// Most bytes of one log; 0 for no bound.
+    pub(crate) log_bytes: u64,
 }
 
 /// Where a started shim listens, and which version of the task API it speaks.
@@ -57,6 +59,7 @@ impl Launch {
             socket: layout.socket(name, made),
             events: layout.events(),
             cgroup: String::new(),
+            log_bytes: layout.log_bytes,
         }
     }
 

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Layout {
     root: PathBuf,
     state: PathBuf,
+    /// Most bytes of one log; 0 for no bound.
+    pub(crate) log_bytes: u64,
 }
 
 impl Layout {
@@ -16,6 +18,7 @@ impl Layout {
         Self {
             root: root.into(),
             state: state.into(),
+            log_bytes: 0,
         }
     }
 

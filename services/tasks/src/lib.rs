@@ -80,6 +80,7 @@ pub use config::Config;
 use bus::{Boot, Registration};
 use contracts::containers::Containers;
 use contracts::events::Events;
+use contracts::integrity::Integrity;
 use contracts::plugin::Privileges;
 use contracts::snapshots::Snapshots;
 use contracts::tasks::Tasks;
@@ -92,15 +93,18 @@ use store::Store;
 /// The facts the supervisor needs before any process exists, then the one function that starts it.
 pub fn plugin() -> Registration {
     Registration::new::<Tasks>("local")
+        .also::<Integrity>()
         .requires::<Events>()
         .requires::<Containers>()
         .requires::<Snapshots>()
         .privileges(Privileges::root(
             "starts shims, which make namespaces, cgroups and mounts",
         ))
+        .fsck(service::fsck)
         .start(service::routes, |boot: Boot<Config>| {
             let store = Store::open(boot.root(), boot.config.cache_bytes)?;
-            let layout = Layout::new(boot.root(), boot.state());
+            let mut layout = Layout::new(boot.root(), boot.state());
+            layout.log_bytes = boot.config.log_bytes;
             let socket = events::listen(&layout.events())?;
             ledger::deliver(store.ledger(), &boot.bus);
             let engine = Engine::new(store, boot.bus, layout, &boot.config);

@@ -143,16 +143,26 @@ impl Engine {
             bundle: bundle.clone(),
             ..live.launch.clone()
         };
-        let socket = launch.socket.clone();
-        self.ending.borrow_mut().insert(socket.clone(), launch);
+        let (socket, host) = (launch.socket.clone(), self.host.clone());
+        let ending = launch.clone();
+        self.ending.borrow_mut().insert(socket.clone(), ending);
         let engine = Rc::downgrade(self);
         let (name, live) = (live.name.clone(), live.clone());
         let burial = tokio::task::spawn_local(async move {
-            gone(&live).await;
+            let ended = gone(&live).await;
             faults::point("tasks.bury.gone");
             drop(live);
             let used = engine.upgrade().map(|engine| engine.cgroups_in_use());
-            let finish = move || bundle::finish(&bundle, &used.unwrap_or_default());
+            let finish = move || {
+                if !ended {
+                    host.end(&launch);
+                }
+                if launch.program.own {
+                    // One that was killed on its way out could not do it.
+                    let _ = std::fs::remove_file(&launch.socket);
+                }
+                bundle::finish(&bundle, &used.unwrap_or_default())
+            };
             if let Err(error) = blocking(finish).await {
                 tracing::warn!(%error, "a bundle stays for the auditor");
             }
@@ -200,8 +210,8 @@ impl Engine {
     }
 }
 
-/// Waits until the shim has closed our connection: it has then removed its own files.
-async fn gone(live: &Live) {
+/// Waits until the shim has closed our connection: it has then removed its own files. Says whether it has.
+async fn gone(live: &Live) -> bool {
     let request = api::ConnectRequest::default();
     let step = Duration::from_millis(100);
     let closed = async {
@@ -213,9 +223,10 @@ async fn gone(live: &Live) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let _ = tokio::time::timeout(ENDING, closed).await;
+    let ended = tokio::time::timeout(ENDING, closed).await.is_ok();
     for process in live.all() {
         process.pumps.take();
         process.held.take();
     }
+    ended
 }

@@ -6,9 +6,9 @@
 
 use crate::bundle::about;
 use contracts::{Result, Timestamp};
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use logfile::LogFile;
+use std::cell::RefCell;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -27,10 +27,9 @@ pub(crate) struct Pumps(Vec<JoinHandle<()>>);
 
 impl Pumps {
     /// Starts a pump for each fifo. Errors: those of the files.
-    pub(crate) fn start(fifos: &[(&'static str, PathBuf)], log: &Path) -> Result<Self> {
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create(true).mode(0o640).open(log);
-        let file = Rc::new(file.map_err(|e| about(log, &e))?);
+    pub(crate) fn start(fifos: &[(&'static str, PathBuf)], log: &Path, bound: u64) -> Result<Self> {
+        let file = LogFile::open(log, bound).map_err(|e| about(log, &e))?;
+        let file = Rc::new(RefCell::new(file));
         let start = |(stream, path): &(&'static str, PathBuf)| {
             let source = pipe::OpenOptions::new().open_receiver(path);
             let source = source.map_err(|e| about(path, &e))?;
@@ -87,7 +86,7 @@ pub(crate) fn drain(path: &Path) -> Result<AbortHandle> {
 struct Pump {
     stream: &'static str,
     source: pipe::Receiver,
-    log: Rc<File>,
+    log: Rc<RefCell<LogFile>>,
     /// The beginning of a line without its newline.
     begun: Vec<u8>,
 }
@@ -158,8 +157,7 @@ impl Pump {
 
     fn write(&self, text: &[u8]) {
         if !text.is_empty() {
-            // A full disk must not stop the container: what does not fit is dropped.
-            let _ = (&*self.log).write_all(text);
+            self.log.borrow_mut().append(text);
         }
     }
 }

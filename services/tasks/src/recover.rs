@@ -309,6 +309,7 @@ impl Engine {
             bundle: folder.clone(),
             events: self.layout.events(),
             cgroup: String::new(),
+            log_bytes: 0,
             name,
         };
         tracing::warn!(task = %launch.name.id, "a bundle without a record is cleared");

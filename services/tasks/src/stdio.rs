@@ -25,6 +25,7 @@ pub(crate) struct Streams {
     /// Fifos to pump from, each with the name of its stream, and the log they go to.
     fifos: Vec<(&'static str, PathBuf)>,
     log: PathBuf,
+    bound: u64,
     /// Whether stdin ends with its first writer unless somebody holds it.
     hold: bool,
     /// The fifo for a stock shim's own log.
@@ -69,7 +70,7 @@ impl Streams {
         let own = launch.program.own;
         let target = |stream: &'static str| match names.contains(&stream) {
             false => String::new(),
-            true if own => format!("log://{}", encoded(log)),
+            true if own => format!("log://{}?bound={}", encoded(log), launch.log_bytes),
             true => text(path(stream)),
         };
         let fifos = if own { &[][..] } else { names };
@@ -79,6 +80,7 @@ impl Streams {
             stderr: target("stderr"),
             fifos: fifos.iter().map(|&name| (name, path(name))).collect(),
             log: log.into(),
+            bound: launch.log_bytes,
             hold: !own,
             own_log: (!own && exec.is_none()).then(|| launch.bundle.join("log")),
         }
@@ -87,7 +89,7 @@ impl Streams {
     /// Starts what tasks itself does for the streams; gantry's own shim needs none of it.
     pub(crate) fn attend(&self, process: &Tracked) -> Result<()> {
         if !self.fifos.is_empty() {
-            let pumps = Pumps::start(&self.fifos, &self.log)?;
+            let pumps = Pumps::start(&self.fifos, &self.log, self.bound)?;
             process.pumps.replace(Some(pumps));
         }
         if self.hold && !self.stdin.is_empty() {
@@ -157,6 +159,7 @@ mod tests {
             socket: "/s".into(),
             events: "/e".into(),
             cgroup: String::new(),
+            log_bytes: 9,
         }
     }
 
@@ -164,7 +167,7 @@ mod tests {
     fn our_own_shim_writes_the_log_itself() {
         let io = Io::default();
         let streams = Streams::of(&launch(true), Path::new("/l og/init.log"), None, io);
-        assert_eq!(streams.stdout, "log:///l%20og/init.log");
+        assert_eq!(streams.stdout, "log:///l%20og/init.log?bound=9");
         assert_eq!(streams.stderr, streams.stdout);
         assert!(streams.fifos.is_empty() && streams.own_log.is_none());
     }

@@ -175,6 +175,12 @@ fn written(line: &LogLine, timestamps: bool) -> Bytes {
         true => format!("{} ", line.time).into_bytes(),
         false => Vec::with_capacity(line.bytes.len() + 1),
     };
+    if line.lost > 0 {
+        let lost = line.lost;
+        bytes.extend_from_slice(
+            format!("[about {lost} bytes of this log are not kept]\n").as_bytes(),
+        );
+    }
     bytes.extend_from_slice(&line.bytes);
     if line.newline {
         bytes.push(b'\n');
@@ -192,6 +198,13 @@ struct LineView {
     /// Whether the line goes on in the next record.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
+    /// No line but a gap: so many bytes of log, about, are not kept.
+    #[serde(skip_serializing_if = "is_none")]
+    lost: u64,
+}
+
+fn is_none(lost: &u64) -> bool {
+    *lost == 0
 }
 
 fn record(line: Result<LogLine>) -> Record {
@@ -201,7 +214,8 @@ fn record(line: Result<LogLine>) -> Record {
                 time: line.time,
                 stream: if line.stderr { "stderr" } else { "stdout" },
                 line: String::from_utf8_lossy(&line.bytes).into_owned(),
-                partial: !line.newline,
+                partial: !line.newline && line.lost == 0,
+                lost: line.lost,
             };
             (view.stream, serde_json::to_string(&view))
         }
@@ -244,6 +258,7 @@ mod tests {
             stderr: false,
             newline: false,
             bytes: vec![0xff, b'a'],
+            lost: 0,
         };
         assert_eq!(written(&line, false), vec![0xff, b'a']);
         let ended = LogLine {

@@ -225,6 +225,7 @@ impl Handler<Open<Logs>> for Silent {
             stderr: false,
             newline: true,
             bytes: b"first".to_vec(),
+            lost: 0,
         };
         let first = futures_util::stream::iter([Ok::<_, Error>(LogBatch { lines: vec![line] })]);
         let rest = futures_util::stream::pending().map(move |item| {

@@ -14,6 +14,7 @@ fn line(time: i64, stderr: bool, bytes: &[u8], newline: bool) -> LogLine {
         stderr,
         newline,
         bytes: bytes.to_vec(),
+        lost: 0,
     }
 }
 

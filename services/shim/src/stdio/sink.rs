@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use logfile::LogFile;
 use nix::libc::O_NONBLOCK;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -32,7 +33,7 @@ impl Sink {
         Ok(match target {
             Target::Null => Self::Null,
             Target::File(path) => Self::File(Arc::new(append(path)?)),
-            Target::Log(path) => Self::Log(Arc::new(Mutex::new(Log::new(append(path)?)))),
+            Target::Log(path, bound) => Self::Log(Arc::new(Mutex::new(Log::open(path, *bound)?))),
             Target::Fifo(path) => Self::existing(path)?,
             Target::Binary(program) => {
                 return Err(Error::invalid(format!(
@@ -127,10 +128,15 @@ fn writable_now(file: &File) -> bool {
     .is_ok_and(|n| n > 0)
 }
 
-fn append(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).about(folder.display())?;
+fn folder_of(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(folder) => std::fs::create_dir_all(folder).about(folder.display()),
+        None => Ok(()),
     }
+}
+
+fn append(path: &Path) -> Result<File> {
+    folder_of(path)?;
     let file = OpenOptions::new()
         .append(true)
         .create(true)
@@ -150,15 +156,12 @@ impl Tail {
 }
 
 /// A file of CRI log lines.
-pub(super) struct Log {
-    file: File,
-    /// The last write was cut short (the disk was full): start on a line of its own again.
-    torn: bool,
-}
+pub(super) struct Log(LogFile);
 
 impl Log {
-    fn new(file: File) -> Self {
-        Self { file, torn: false }
+    fn open(path: &Path, bound: u64) -> Result<Self> {
+        folder_of(path)?;
+        LogFile::open(path, bound).map(Self).about(path.display())
     }
 
     fn lines(&mut self, stream: &str, bytes: &[u8], tail: &mut Tail) {
@@ -180,13 +183,9 @@ impl Log {
     }
 
     fn append(&mut self, text: &[u8]) {
-        if text.is_empty() {
-            return;
+        if !text.is_empty() {
+            self.0.append(text);
         }
-        if self.torn {
-            let _ = self.file.write_all(b"\n");
-        }
-        self.torn = self.file.write_all(text).is_err();
     }
 }
 
@@ -267,7 +266,7 @@ mod tests {
     fn logged(chunks: &[&[u8]]) -> Vec<u8> {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("log");
-        let sink = Sink::open(&Target::Log(path.clone())).expect("opens");
+        let sink = Sink::open(&Target::Log(path.clone(), 0)).expect("opens");
         let mut tail = Tail::default();
         for chunk in chunks {
             assert_eq!(sink.write("stdout", chunk, &mut tail), chunk.len());

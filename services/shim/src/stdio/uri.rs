@@ -9,8 +9,8 @@ pub(super) enum Target {
     Null,
     /// Appended as is.
     File(PathBuf),
-    /// Appended in CRI log lines.
-    Log(PathBuf),
+    /// Appended in CRI log lines, within a bound in bytes; 0 for none.
+    Log(PathBuf, u64),
     Fifo(PathBuf),
     Binary(Program),
 }
@@ -42,7 +42,7 @@ impl Target {
         Ok(match scheme {
             "fifo" => Self::Fifo(path),
             "file" => Self::File(path),
-            "log" => Self::Log(path),
+            "log" => Self::Log(path, bound(query)?),
             "binary" => Self::Binary(Program {
                 path,
                 args: arguments(query)?,
@@ -54,6 +54,15 @@ impl Target {
             }
         })
     }
+}
+
+/// `bound=BYTES`; what else is there is not for us.
+fn bound(query: &str) -> Result<u64> {
+    let bound = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("bound="));
+    let wrong = || Error::invalid(format!("stdio ?{query}: bound must be a number of bytes"));
+    bound.map_or(Ok(0), |text| text.parse().map_err(|_| wrong()))
 }
 
 /// `a=b&c` as the words `a b c`, the way containerd hands them to a logging process.
@@ -92,7 +101,8 @@ mod tests {
         assert_eq!(parse(""), Target::Null);
         assert_eq!(parse("/run/f"), Target::Fifo("/run/f".into()));
         assert_eq!(parse("file:///a%20b"), Target::File("/a b".into()));
-        assert_eq!(parse("log:///a?x=1"), Target::Log("/a".into()));
+        assert_eq!(parse("log:///a?x=1"), Target::Log("/a".into(), 0));
+        assert_eq!(parse("log:///a?x=1&bound=9"), Target::Log("/a".into(), 9));
         let program = Program {
             path: "/bin/l".into(),
             args: vec!["k".into(), "v".into()],

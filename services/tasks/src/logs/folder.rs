@@ -55,7 +55,8 @@ pub(crate) fn fresh(log: &Path) -> Result<()> {
     logs.sort();
     let many = logs.len().saturating_sub(EXEC_LOGS - 1);
     let old = logs.iter().take(many).map(|(_, path)| path.as_path());
-    for path in old.chain([log]) {
+    let before = logfile::older(log);
+    for path in old.chain([log, &before]) {
         match fs::remove_file(path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(about(path, &e)),
             _ => {}

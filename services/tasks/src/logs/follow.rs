@@ -3,7 +3,7 @@
 //! Every batch is read when the reader asks for it, so a slow reader costs one open file. Files are read where blocking
 //! is allowed; waiting costs an inotify instance, or a look now and then where the kernel gives no more of those.
 
-use super::lines::{Lines, Span, tail};
+use super::lines::{Lines, Span, count, tail};
 use crate::bundle::about;
 use crate::engine::blocking;
 use contracts::tasks::{Exit, LogBatch, LogLine};
@@ -12,6 +12,7 @@ use futures_util::Stream;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::unix::pipe;
@@ -43,6 +44,7 @@ pub(crate) fn batches(wanted: Wanted) -> impl Stream<Item = Result<LogBatch>> + 
             span: wanted.span,
             tail: wanted.tail,
             file: None,
+            inode: 0,
             lines: Lines::default(),
         },
     };
@@ -111,6 +113,8 @@ struct Reader {
     span: Span,
     tail: Option<u64>,
     file: Option<File>,
+    /// The file's inode: its name may be another one's by now.
+    inode: u64,
     lines: Lines,
 }
 
@@ -123,34 +127,80 @@ impl Reader {
         let Some(file) = &mut self.file else {
             return Ok(None);
         };
+        // Asked before reading: what was written before the file was put aside is all there.
+        let newest = inode(&self.path) == Some(self.inode);
         let mut chunk = [0; CHUNK];
         let count = file.read(&mut chunk).map_err(|e| about(&self.path, &e))?;
-        if count == 0 || self.lines.past {
+        if self.lines.past || (count == 0 && newest) {
             return Ok(None);
+        }
+        if count == 0 {
+            return self.next();
         }
         Ok(Some(self.lines.take(&chunk[..count], self.span)))
     }
 
-    fn open(&mut self) -> Result<()> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(e) => return Err(about(&self.path, &e)),
+    /// Goes on with the next file, when there is one.
+    fn next(&mut self) -> Result<Option<Vec<LogLine>>> {
+        let older = logfile::older(&self.path);
+        // When the one that was put aside is not ours, ours is gone: the oldest that is left follows, behind a gap.
+        let next = match inode(&older) {
+            Some(other) if other != self.inode => existing(&older)?,
+            _ => existing(&self.path)?,
         };
-        if let Some(count) = self.tail {
-            tail(&mut file, count)
-                .and_then(|at| file.seek(SeekFrom::Start(at)))
-                .map_err(|e| about(&self.path, &e))?;
+        let Some(next) = next else { return Ok(None) };
+        self.lines.next_file();
+        self.read_on(next)?;
+        Ok(Some(Vec::new()))
+    }
+
+    fn open(&mut self) -> Result<()> {
+        let older = existing(&logfile::older(&self.path))?;
+        let Some(mut newest) = existing(&self.path)? else {
+            // Just now one was put aside, and the next is not there yet.
+            self.lines.begin_at_the_oldest();
+            return older.map_or(Ok(()), |older| self.read_on(older));
+        };
+        let Some(wanted) = self.tail else {
+            self.lines.begin_at_the_oldest();
+            return self.read_on(older.unwrap_or(newest));
+        };
+        let failed = |e: std::io::Error| about(&self.path, &e);
+        let at = tail(&mut newest, wanted).map_err(failed)?;
+        if let (0, Some(mut older)) = (at, older) {
+            let there = count(&mut newest).map_err(failed)?;
+            let at = tail(&mut older, wanted.saturating_sub(there)).map_err(failed)?;
+            older.seek(SeekFrom::Start(at)).map_err(failed)?;
+            return self.read_on(older);
         }
+        newest.seek(SeekFrom::Start(at)).map_err(failed)?;
+        self.read_on(newest)
+    }
+
+    fn read_on(&mut self, file: File) -> Result<()> {
+        let meta = file.metadata().map_err(|e| about(&self.path, &e))?;
+        self.inode = meta.ino();
         self.file = Some(file);
         Ok(())
     }
 }
 
+fn existing(path: &Path) -> Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(about(path, &e)),
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|file| file.ino())
+}
+
 /// Watches the folder, because the file may not be there yet.
 fn watching(log: &Path) -> Option<pipe::Receiver> {
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-    let what = WatchFlags::MODIFY | WatchFlags::CREATE;
+    let what = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_FROM;
     inotify::add_watch(&fd, log.parent()?, what).ok()?;
     // Not a pipe, but as good as one: readable, and never waited for in a read.
     pipe::Receiver::from_owned_fd_unchecked(fd).ok()

@@ -3,7 +3,7 @@
 use contracts::Timestamp;
 use contracts::tasks::LogLine;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 /// How much of a file is looked at once, going backwards.
 const STEP: u64 = 64 * 1024;
@@ -19,6 +19,8 @@ pub(crate) struct Span {
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     begun: Vec<u8>,
+    /// Bytes of lines before what comes next, from the beginning of the log, when that is known.
+    place: Option<u64>,
     /// A line at or after `until` was seen: nothing that follows is wanted.
     pub(crate) past: bool,
 }
@@ -32,7 +34,7 @@ impl Lines {
             if !piece.ends_with(b"\n") || self.past {
                 continue;
             }
-            let parsed = parse(&self.begun[..self.begun.len() - 1]);
+            let parsed = self.parsed();
             self.begun.clear();
             // What is no line of ours was torn by a full disk.
             let Some(line) = parsed else { continue };
@@ -42,6 +44,34 @@ impl Lines {
             }
         }
         lines
+    }
+
+    /// What comes next is the oldest that is kept: whatever was before is missing.
+    pub(crate) fn begin_at_the_oldest(&mut self) {
+        self.place = Some(0);
+    }
+
+    /// What comes next is another file: a line that was begun will not end.
+    pub(crate) fn next_file(&mut self) {
+        self.begun.clear();
+    }
+
+    fn parsed(&mut self) -> Option<LogLine> {
+        let record = &self.begun[..self.begun.len() - 1];
+        let Some(place) = logfile::place(record) else {
+            let length = self.begun.len() as u64;
+            self.place = self.place.map(|place| place + length);
+            return parse(record);
+        };
+        let lost = self.place.map_or(0, |here| place.saturating_sub(here));
+        self.place = Some(place.max(self.place.unwrap_or(0)));
+        let gap = parse(record).map(|line| LogLine {
+            newline: false,
+            bytes: Vec::new(),
+            lost,
+            ..line
+        });
+        gap.filter(|gap| gap.lost > 0)
     }
 }
 
@@ -59,7 +89,18 @@ fn parse(record: &[u8]) -> Option<LogLine> {
         stderr,
         newline,
         bytes: parts.next()?.to_vec(),
+        lost: 0,
     })
+}
+
+/// Counts the lines of a file.
+pub(crate) fn count(file: &mut File) -> io::Result<u64> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut count = 0;
+    for record in BufReader::new(file).split(b'\n') {
+        count += u64::from(ends_line(&record?));
+    }
+    Ok(count)
 }
 
 /// Finds where the last `count` lines begin. The parts of a long line are one line.
@@ -138,6 +179,24 @@ mod tests {
             assert_eq!(texts(&all[4..]), ["a b  c"]);
             assert!(all[1].stderr && !all[1].newline && all[2].newline);
         }
+    }
+
+    #[test]
+    fn what_is_not_kept_is_told_once_and_where_it_was() {
+        let line = "1970-01-01T00:00:01Z stdout F a\n";
+        let log = format!(
+            "1970-01-01T00:00:00Z stdout G 100\n{line}1970-01-01T00:00:02Z stdout G 150\n{line}"
+        );
+        let told = |lines: Vec<LogLine>| -> Vec<u64> { lines.iter().map(|l| l.lost).collect() };
+        let mut whole = Lines::default();
+        whole.begin_at_the_oldest();
+        assert_eq!(
+            told(whole.take(log.as_bytes(), Span::default())),
+            [100, 0, 18, 0]
+        );
+        // Who begins in the middle misses what it did not ask for, and no more.
+        let mut tail = Lines::default();
+        assert_eq!(told(tail.take(log.as_bytes(), Span::default())), [0, 18, 0]);
     }
 
     #[test]

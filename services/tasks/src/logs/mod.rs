@@ -5,8 +5,9 @@
 //!   container      when the container's record was made: another one of the same name begins anew
 //!   init.log       all lives of its task, one after the other
 //!   exec-<id>.log  the last life of an added process
+//!   ….log.1        the older half of a log that has reached half of its bound
 //! ```
-//! A line is `<RFC 3339 time> stdout|stderr F|P <bytes>`: `F` ended with a newline, `P` goes on in the next of its stream.
+//! For what a line is, and how what is not kept is said, see crate `logfile`.
 
 pub(crate) mod folder;
 pub(crate) mod follow;
