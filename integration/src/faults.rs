@@ -7,6 +7,7 @@ pub mod full;
 mod fuse;
 pub mod history;
 pub mod image;
+mod kept;
 pub mod points;
 pub mod power;
 pub mod record;

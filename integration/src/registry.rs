@@ -38,6 +38,19 @@ impl Registry {
         Self::start_with(None).await
     }
 
+    /// Starts an open registry where an earlier one listened. Errors: the port is taken, or as [`Registry::start`].
+    pub async fn start_at(address: SocketAddr) -> Outcome<Self> {
+        let folder = tempfile::Builder::new().prefix("registry-").tempdir()?;
+        let daemon = spawn(&folder, address, false)?;
+        let mut registry = Self {
+            daemon,
+            address,
+            folder,
+            login: None,
+        };
+        registry.ready().await.map(|()| registry)
+    }
+
     /// Starts a registry that wants this user and password for everything.
     ///
     /// Errors: `docker-registry` or `htpasswd` is missing, or the registry does not answer.

@@ -37,9 +37,12 @@ enum Fault {
         /// How many cuts
         #[arg(long, default_value_t = 20)]
         cuts: usize,
-        /// Keeps the disk of every cut that a node does not survive in this folder, for `mount -o loop`
+        /// Keeps every cut that a node does not survive in this folder
         #[arg(long)]
         keep: Option<PathBuf>,
+        /// Tries a cut again that was kept: FOLDER/cut-N.json
+        #[arg(long)]
+        again: Option<PathBuf>,
     },
     /// Ends one plugin after the other with SIGKILL while clients work
     Kill(Long),
@@ -113,7 +116,14 @@ fn alone() -> Outcome {
 
 async fn inflict(fault: Fault, seed: u64, setup: Setup) -> Outcome<bool> {
     match fault {
-        Fault::Power { cuts, keep } => {
+        Fault::Power {
+            again: Some(kept), ..
+        } => {
+            let wrong = power::again(&kept, &setup).await?;
+            wrong.iter().for_each(|line| println!("    WRONG: {line}"));
+            Ok(wrong.is_empty())
+        }
+        Fault::Power { cuts, keep, .. } => {
             let plan = power::Plan {
                 cuts,
                 seed,

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 /// A state of an object; `None` where there is none.
 pub type State = Option<String>;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Step {
     begun: usize,
     answered: Option<usize>,
@@ -18,7 +20,7 @@ struct Step {
 }
 
 /// Everything that was asked and answered while a disk was recorded, in acts of its log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct History {
     objects: BTreeMap<String, Vec<Step>>,
 }

@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Outcome;
 use crate::chaos::Random;
 
@@ -47,6 +49,18 @@ impl Image {
             }
         }
         bytes
+    }
+
+    /// Reads it from a file. Errors: the file cannot be read.
+    pub fn load(path: &Path) -> Outcome<Self> {
+        let bytes = std::fs::read(path)?;
+        let mut image = Self::new(bytes.len() as u64);
+        for (number, page) in bytes.chunks(PAGE).enumerate() {
+            if page.iter().any(|byte| *byte != 0) {
+                image.write((number * PAGE) as u64, page);
+            }
+        }
+        Ok(image)
     }
 
     /// Writes it to a file, with holes where nothing was ever written. Errors: the file cannot be written.
@@ -104,7 +118,7 @@ pub enum Act {
 }
 
 /// What becomes of the writes that no flush followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Loss {
     /// All of them arrived, up to the cut.
     Nothing,
@@ -117,7 +131,7 @@ pub enum Loss {
 }
 
 /// One power cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cut {
     /// How many acts of the log had happened.
     pub at: usize,
@@ -217,6 +231,18 @@ mod tests {
         image.write(4090, b"T");
         assert_eq!(copy.read(4090, 1), b"t");
         assert_eq!(image.read(12_280, 100).len(), 8, "the end of the disk");
+    }
+
+    #[test]
+    fn an_image_that_was_saved_is_loaded_again() -> Outcome {
+        let file = tempfile::NamedTempFile::new()?;
+        let mut image = Image::new(1 << 20);
+        image.write(70_000, b"text");
+        image.save(file.path())?;
+        let again = Image::load(file.path())?;
+        assert_eq!(again.size(), image.size());
+        assert_eq!(again.read(69_999, 6), b"\0text\0");
+        Ok(())
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::registry::Registry;
 /// So many deaths would count as flapping.
 const RESTART: &str = "[restart]\nlongest_seconds = 1\nfailures = 1000";
 
+/// A second name of the image.
+const COPY: &str = "example.org/copy:1";
+
 /// What came out.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
@@ -152,10 +155,11 @@ impl Client<'_> {
         self.refuse(&name).await;
         self.store(point.as_bytes()).await;
         self.small(point).await;
-        self.post(&format!("/images/{name}:tag"), json!({"name": "copy"}))
+        self.post(&format!("/images/{name}:tag"), json!({"name": COPY}))
             .await;
-        self.post("/images/copy:unpack?wait=true", json!({})).await;
-        for image in ["copy", &name] {
+        self.post(&format!("/images/{COPY}:unpack?wait=true"), json!({}))
+            .await;
+        for image in [COPY, &name] {
             self.delete(&format!("/images/{image}")).await;
         }
         self.post("/v1/gc", json!({})).await;

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::disk::Disk;
 use super::image::{Cut, Image, Loss, Replay};
+use super::kept::{keep, load};
 use super::record::{Recording, node_on, record};
 use super::soundness::{Patient, finding};
 use crate::Outcome;
@@ -119,7 +120,9 @@ impl Plan {
         say(&format!("{place}: {result} ({:.1?})", began.elapsed()));
         wrong.iter().for_each(|line| say(&format!("    {line}")));
         if let Some(folder) = self.keep.as_ref().filter(|_| !wrong.is_empty()) {
-            image.save(&folder.join(format!("cut-{}.img", verdict.cuts)))?;
+            let name = format!("cut-{}", verdict.cuts);
+            let kept = keep(folder, &name, recording, cut, &image)?;
+            say(&format!("    --again {} tries it again", kept.display()));
         }
         let wrong = wrong.into_iter().map(|line| format!("{place}: {line}"));
         verdict.wrong.extend(wrong);
@@ -176,6 +179,13 @@ fn tempting(recording: &Recording, chance: &mut Random) -> Cut {
         loss: Loss::Everything,
         seed: chance.number(),
     }
+}
+
+/// Tries a cut again that was kept; returns everything that is wrong. Errors: it cannot be loaded.
+pub async fn again(kept: &Path, setup: &Setup) -> Outcome<Vec<String>> {
+    let (recording, cut, image) = load(kept).await?;
+    let wrong = check(&recording, cut, image, setup).await;
+    Ok(finding("the check ended early", wrong))
 }
 
 /// Starts a node on what a cut has left and returns everything that is wrong with it.

@@ -22,7 +22,7 @@ use crate::registry::Registry;
 /// Size of the disk. Only what is written takes memory.
 const SIZE: u64 = 512 << 20;
 /// How many images the clients work with; two clients share none.
-const IMAGES: usize = 4;
+pub(super) const IMAGES: usize = 4;
 
 /// The label that keeps a blob from being collected. Source: containerd, docs/garbage-collection.md.
 pub(super) const ROOT: &str = "containerd.io/gc.root";
@@ -32,6 +32,8 @@ const OPTIONS: [&str; 2] = ["data=ordered", "data=writeback"];
 
 /// What was recorded, and all that a check needs to judge a cut of it.
 pub struct Recording {
+    /// What decided about the images and the clients.
+    pub seed: u64,
     /// What the disk held at first.
     pub start: Image,
     /// What happened to it.
@@ -102,6 +104,7 @@ pub async fn record(seed: u64, steps: usize, setup: Setup) -> Outcome<Recording>
     node.stop_clean().await?;
     disk.unmount()?;
     Ok(Recording {
+        seed,
         start,
         log,
         history,
