@@ -99,6 +99,12 @@ impl Load {
     }
 }
 
+/// Takes about as long to pull as an upgrade takes.
+async fn large(registry: &Registry) -> Outcome<String> {
+    let image = sample::layers(6, 24 << 20)?;
+    registry.push(&image, "large", "1").await
+}
+
 async fn run(node: &Node, id: &str, image: &str) -> Outcome<Value> {
     let body = json!({"id": id, "image": image, "args": ["true"]});
     let path = node.at("/containers:run?wait=true");
@@ -133,7 +139,7 @@ async fn stop(node: Rc<Node>) -> Outcome {
 
 #[actix_rt::test]
 async fn all_plugins_move_to_another_build_under_load_and_no_request_fails() -> Outcome {
-    let (_registry, node, image) = with_image(Setup::default()).await?;
+    let (registry, node, image) = with_image(Setup::default()).await?;
     let task = node
         .run("counting", &image, &["sh", "-c", COUNTING])
         .await?;
@@ -142,12 +148,15 @@ async fn all_plugins_move_to_another_build_under_load_and_no_request_fails() -> 
     let mut events = node.events(0).await?;
     let waiting = node.clone();
     let waiting = actix_rt::spawn(async move { waiting.exit_code("counting").await });
+    let pulling = (node.clone(), large(&registry).await?);
+    let pulling = actix_rt::spawn(async move { pulling.0.pull(&pulling.1).await });
     let (load, clients) = Load::begin(&node, &image);
 
     let output = upgrade(&node, &build, &[]).await?;
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{output:?}");
     load.end(clients).await?;
+    pulling.await??;
 
     let steps = node.get("/v1/upgrade").await?.ok()?;
     assert_eq!(
