@@ -5,6 +5,7 @@
 //! | [`node`] | a whole gantry node in a private folder: start, ask, kill, restart, stop and look for leaks |
 //! | [`image`] | images built from nothing: every kind of tar entry, every media type, pushed or written out |
 //! | [`registry`] | a registry on a loopback port, open or with a password, and ways to damage it |
+//! | [`faults`] | lost power, full disks, rotten bits, death at named points; `integration/faults` is the command |
 //! | [`relay`] | a line to a registry that is cut while bytes are on their way |
 //! | [`containerd`] | Debian's containerd in a private folder, the peer of the benches |
 //! | [`chaos`] | a node under load while its parts are killed, and a verdict |
