@@ -365,8 +365,27 @@ impl Story {
             .map(drop)
     }
 
+    /// Everything that a scrub can mend is wrong, and is right afterwards.
     async fn scrubbed(&mut self) -> Outcome {
-        self.post("/v1/scrub?wait=true", ()).await?.ok().map(drop)
+        let root = self.node.root();
+        fs::write(root.join("content/local/blobs/sha256/junk"), "nobody's")?;
+        let folders = root.join("snapshots/overlayfs/snapshots");
+        fs::create_dir_all(folders.join("999999/fs"))?;
+        for folder in fs::read_dir(&folders)? {
+            let tool = folder?.path().join("fs/bin/busybox");
+            if tool.exists() {
+                fs::write(tool, "no program")?;
+            }
+        }
+        let mended = self
+            .post("/v1/scrub?wait=true&repair=true", ())
+            .await?
+            .ok()?;
+        let clean = self.post("/v1/scrub?wait=true", ()).await?.ok()?;
+        match clean["found"] == 0 {
+            true => Ok(()),
+            false => Err(format!("{mended} and then {clean}").into()),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use integration::registry::Registry;
 use serde_json::Value;
 
 /// Layers of the image whose blobs are damaged.
-const BLOBS: usize = 30;
+const BLOBS: usize = 16;
 /// Faults in the files of layers, in each round.
 const FAULTS: usize = 45;
 /// The seed, or what the variable of this name says.

@@ -110,6 +110,7 @@ impl<'a> Mender<'a> {
         self.make_directories()?;
         self.make_others()?;
         self.make_files(proofs, bounds)?;
+        faults::point("diff.mend.placed");
         for wrong in &self.seen.wrong {
             if let Need::Describe(inode) = wrong.need {
                 self.describe(&wrong.path, inode)
@@ -249,6 +250,7 @@ impl<'a> Mender<'a> {
                 }
             })?;
         }
+        faults::point("diff.mend.written");
         for inode in wanted.into_values() {
             let paths = self.names.get(&inode).map(Vec::as_slice);
             let paths = paths.unwrap_or_default();

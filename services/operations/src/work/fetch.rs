@@ -37,6 +37,7 @@ pub(super) async fn blob(run: &Run, source: &Source<'_>, blob: &Descriptor) -> R
             Err((error, _)) => return Err(error),
         }
     }
+    faults::point("operations.fetch.done");
     fetching.finished();
     run.board.part(name, "fetched", blob.size, blob.size);
     Ok(())

@@ -116,7 +116,24 @@ async fn make_again(run: &Run, driver: &str, name: &SnapshotKey) -> Result<()> {
         .map(drop)
 }
 
+/// How often a comparison is begun anew because a plugin died meanwhile.
+const TRIES: u32 = 3;
+
 async fn compare(run: &Run, chain: Chain<'_>, index: usize, mend: bool) -> Result<Verified> {
+    let mut tries = 0;
+    loop {
+        match compare_once(run, chain, index, mend).await {
+            Err(error)
+                if error.is(Code::Unavailable) && error.plugin.is_some() && tries < TRIES =>
+            {
+                tries += 1
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn compare_once(run: &Run, chain: Chain<'_>, index: usize, mend: bool) -> Result<Verified> {
     let (key, mounts) = view(run, chain, index).await?;
     let below = if chain.stacked { index } else { 0 };
     let layers = chain.steps[below..=index]

@@ -24,6 +24,7 @@ pub(super) async fn held(run: &Run, pull: &Pull) -> Result<PulledImage> {
         access: pull.access.clone(),
     };
     let resolved = run.call(resolve).await?;
+    faults::point("operations.pull.resolved");
     run.board.part("resolve", "done", 0, 0);
     let source = Source {
         name: &resolved.name,
@@ -33,6 +34,7 @@ pub(super) async fn held(run: &Run, pull: &Pull) -> Result<PulledImage> {
     run.keep(vec![Resource::Content(resolved.target.digest.clone())])
         .await?;
     let plan = documents(run, &source, &resolved.target, &pull.platform).await?;
+    faults::point("operations.pull.documents-fetched");
     let mut pulled = PulledImage {
         name: resolved.name.clone(),
         target: resolved.target.clone(),
@@ -50,7 +52,9 @@ pub(super) async fn held(run: &Run, pull: &Pull) -> Result<PulledImage> {
     if pull.all_platforms {
         everything(run, &source, &resolved.target).await?;
     }
+    faults::point("operations.pull.unpacked");
     name(run, &resolved.name, pull, &pulled).await?;
+    faults::point("operations.pull.named");
     Ok(pulled)
 }
 

@@ -47,6 +47,7 @@ pub(super) async fn scrub(run: &Run, asked: &Scrub) -> Result<Scrubbed> {
         }
     }
     run.journal.scrubbed().await?;
+    faults::point("operations.scrub.noted");
     sum.result.micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     Ok(sum.result)
 }
@@ -121,6 +122,7 @@ async fn check(run: &Run, asked: &Scrub, owner: &PluginId, sum: &mut Sum) -> Res
         }
         if checked.next.is_empty() {
             run.board.part(owner.as_str(), "checked", bytes, bytes);
+            faults::point("operations.scrub.checked");
             return Ok(());
         }
         token = checked.next;

@@ -193,9 +193,11 @@ async fn in_any_order(
         .try_collect()
         .await?;
     let extracted: BTreeMap<usize, Extracted> = extracted.into_iter().flatten().collect();
+    faults::point("operations.unpack.extracted");
     if let Some(first) = extracted.values().next() {
         sync(run, &first.mounts).await?;
     }
+    faults::point("operations.unpack.synced");
     let mut commits = Vec::new();
     for (index, layer) in &extracted {
         let step = &steps[*index];
