@@ -309,6 +309,26 @@ async fn every_change_happens_once_and_is_answered_though_the_gateway_dies_twice
 }
 
 #[actix_rt::test]
+async fn a_plugin_is_restarted_once_also_when_it_is_the_gateway_that_answers() -> Outcome {
+    let node = Node::start_with(Setup::default().config(RESTARTS)).await?;
+    let keyed = Keyed::new(node.client(), "");
+    for plugin in ["gc/local", "gateway/http"] {
+        let before = node.incarnation(plugin).await?;
+        let path = format!("/v1/plugins/{plugin}:restart");
+        for _ in 0..2 {
+            let answer = keyed
+                .repeat(plugin, &Method::POST, &path, ())
+                .await?
+                .response;
+            assert_eq!(answer.ok()?["id"], plugin);
+        }
+        let after = node.until_ready_after(before.clone()).await?;
+        assert_eq!(after.restarts, before.restarts + 1, "{plugin}");
+    }
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
 async fn a_key_stands_for_one_request_for_as_long_as_it_is_kept() -> Outcome {
     let faults = faults()?;
     let (_registry, mut node, image) = with_image(faults.path()).await?;

@@ -4,17 +4,26 @@ use crate::daemon::{Action, Question};
 use actix::{Actor, Context, Handler};
 use bus::{Call, Reply, Routes};
 use contracts::{
-    Error, PluginId, Request, Result,
+    Error, OperationId, PluginId, Request, Result,
     plugin::{
         Get, Graph, List, Node, PluginInfo, Reload, Restart, Start, Stop, Upgrade, Upgrading,
     },
 };
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 use tokio::sync::{mpsc, oneshot};
 
 /// Passes questions on to the daemon's loop, which alone knows.
 pub(crate) struct SupervisorService {
     daemon: mpsc::Sender<Question>,
+    restarted: Restarted,
 }
+
+/// Restarts that were asked for lately, and their answers: a repetition must not restart again, least of all when it
+/// is the gateway that was restarted and never got to tell. Nobody repeats one beyond the life of the supervisor.
+type Restarted = Rc<RefCell<VecDeque<(OperationId, PluginInfo)>>>;
+
+/// How many are remembered.
+const REMEMBERED: usize = 256;
 
 impl Actor for SupervisorService {
     type Context = Context<Self>;
@@ -36,7 +45,10 @@ pub(crate) fn routes() -> Routes<SupervisorService> {
 
 impl SupervisorService {
     pub(crate) fn new(daemon: mpsc::Sender<Question>) -> Self {
-        Self { daemon }
+        Self {
+            daemon,
+            restarted: Restarted::default(),
+        }
     }
 
     fn ask<R: Request>(
@@ -85,7 +97,25 @@ impl Handler<Call<Graph>> for SupervisorService {
 impl Handler<Call<Restart>> for SupervisorService {
     type Result = Reply<Restart>;
     fn handle(&mut self, call: Call<Restart>, _: &mut Context<Self>) -> Reply<Restart> {
-        self.act::<Restart>(Action::Restart, call.body.id)
+        let (restarted, operation) = (self.restarted.clone(), call.ctx.operation);
+        let before = restarted
+            .borrow()
+            .iter()
+            .find(|(known, _)| *known == operation)
+            .cloned();
+        if let Some((_, answer)) = before {
+            return Box::pin(async move { Ok(answer) });
+        }
+        let answer = self.act::<Restart>(Action::Restart, call.body.id);
+        Box::pin(async move {
+            let answer = answer.await?;
+            let mut restarted = restarted.borrow_mut();
+            restarted.push_back((operation, answer.clone()));
+            if restarted.len() > REMEMBERED {
+                restarted.pop_front();
+            }
+            Ok(answer)
+        })
     }
 }
 
