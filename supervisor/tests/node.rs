@@ -522,3 +522,25 @@ fn what_dies_as_soon_as_it_is_ready_fails_alone_and_a_user_can_start_it() {
     assert_eq!(node.ask("start store/local")["state"], "ready");
     assert!(node.ask("store").as_i64().is_some());
 }
+
+#[test]
+fn plugins_answer_while_the_supervisor_is_stopped_and_it_blames_nobody_afterwards() {
+    let node = Node::configured("[probe]\nevery_ms = 50\nlate_ms = 300\nkill_seconds = 1");
+    let pids = node.pids();
+    let begun = Instant::now();
+    node.signal(STOP);
+    // Longer than silence is allowed to be.
+    until("many answers", || {
+        assert!(node.ask("store").as_i64().is_some());
+        (begun.elapsed() > Duration::from_secs(2)).then_some(())
+    });
+    node.signal(CONT);
+    for _ in 0..50 {
+        let store = node.ask("get store/local");
+        assert_eq!(
+            (&store["state"], &store["restarts"]),
+            (&"ready".into(), &0.into())
+        );
+    }
+    assert_eq!(node.pids(), pids);
+}
