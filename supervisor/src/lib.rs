@@ -40,7 +40,7 @@
 //! | `config.rs` `settings.rs` `printed.rs` | the TOML file, its mistakes by line, its defaults as a file |
 //! | `reload.rs` `reload/turnover.rs` | old plan + new plan → changes; how they are made, all or nothing |
 //! | `upgrade.rs` `builds.rs` `program.rs` | one process after another, and back; what a build says; a pinned build |
-//! | `manifest.rs` `registry.rs` | which plugins, which share a process |
+//! | `manifest.rs` `registry.rs` | which plugins, which share a process, which are programs in other languages |
 //! | `graph.rs` | who calls whom, in which order they start |
 //! | `lifecycle.rs` `standing.rs` `restart.rs` | what becomes of every process: (input, now) → outputs |
 //! | `lifecycle/change.rs` | a process that is held, on trial, trusted |
