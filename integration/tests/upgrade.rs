@@ -286,6 +286,26 @@ async fn a_build_that_does_not_run_is_left_again_by_itself_and_no_request_fails(
 }
 
 #[actix_rt::test]
+async fn a_daemon_that_dies_in_an_upgrade_comes_back_on_its_own_build() -> Outcome {
+    let mut node = Node::start().await?;
+    let before = facts(&node, "program").await?;
+    let build = another(node.folder(), "another")?;
+    let begun = node.post("/v1/upgrade", json!({"binary": build})).await?;
+    begun.ok()?;
+    let moved = async || {
+        let steps = node.get("/v1/upgrade").await.ok()?.ok().ok()?["steps"].clone();
+        let ready = steps.as_array()?.iter().filter(|s| s["phase"] == "ready");
+        (ready.count() > 1).then_some(())
+    };
+    until("two plugins have moved", SOON, moved).await?;
+    node.kill_supervisor().await?;
+    node.restart().await?;
+    assert_eq!(facts(&node, "program").await?, before);
+    assert_eq!(node.get("/v1/upgrade").await?.status.as_u16(), 404);
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
 async fn what_is_no_build_of_gantry_is_refused_by_name_and_nothing_is_touched() -> Outcome {
     let node = Node::start().await?;
     let before = facts(&node, "pid").await?;
