@@ -4,7 +4,7 @@
 //! in the middle leaves a file that is in no layer, which the next comparison finds. A container that runs on this
 //! directory keeps the files that it has open; what it opens later is right.
 
-use crate::archive::{Entry, Kind, Time, writer::plain};
+use crate::archive::{Entry, Kind, writer::plain};
 use crate::attributes;
 use crate::error::{Doing, Error, Result};
 use crate::expected::{Body, Expected, Look, ROOT};
@@ -457,7 +457,7 @@ fn entry_of(look: &Look) -> Entry {
         mode: look.mode,
         uid: look.uid,
         gid: look.gid,
-        mtime: look.mtime.unwrap_or(Time::default()),
+        mtime: look.mtime.unwrap_or_default(),
         xattrs: look.xattrs.clone(),
         ..plain(Vec::new())
     }

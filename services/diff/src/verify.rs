@@ -440,9 +440,8 @@ impl Walk<'_> {
         for (name, child) in &wanted.children {
             self.entries += 1;
             let at = join(path, name);
-            match self.entry(&dir, name, &at, *child)? {
-                Some((what, need)) => self.note(at.clone(), what, need),
-                None => {}
+            if let Some((what, need)) = self.entry(&dir, name, &at, *child)? {
+                self.note(at.clone(), what, need);
             }
             let stands = root::look(&dir, name).doing("look")?;
             let is_dir = stands.is_some_and(|stat| root::file_type(&stat) == FileType::Directory);

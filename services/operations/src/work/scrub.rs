@@ -176,7 +176,6 @@ async fn layers(run: &Run, asked: &Scrub, sum: &mut Sum) -> Result<()> {
     loop {
         let list = images::List {
             paging: paging.clone(),
-            ..images::List::default()
         };
         let page = run.call(list).await?;
         for image in page.items {
