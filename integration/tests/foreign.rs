@@ -129,6 +129,7 @@ impl Foreign {
         let folder = folder()?;
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let text = fs::read_to_string(here.join("samples/greeter.py"))?;
+        assert!(text.lines().count() < 120, "a sample is read in one go");
         let path = program(&folder.path().join("greeter.py"), &text)?;
         let more = format!(
             "[[exec]]\nid = '{GREETER}'\ncommand = [{path:?}]\nrequires = ['images', 'events']\n[exec.settings]\ngreeting = 'hello'"
