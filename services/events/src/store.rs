@@ -28,6 +28,9 @@ const LOOK: usize = 8192;
 const PAYLOAD: usize = 64 << 10;
 /// Most bytes of a topic.
 const TOPIC: usize = 256;
+/// By how much the numbers go on after the file was rebuilt: nobody has seen so many that are lost, so no number is given
+/// twice.
+const LEAP: u64 = 1_000_000;
 /// How many events one step of retention removes at most, so that no append waits long for it.
 pub(crate) const STEP: usize = 256;
 
@@ -116,6 +119,26 @@ impl Store {
         })
     }
 
+    /// Puts the bounds of a file that was rebuilt right: what it has is kept, and numbers go on well beyond.
+    pub(crate) async fn mend(&self) -> Result<(), Trouble> {
+        let mended = self.ledger.write(None, |tx| {
+            let known = tx.get(&BOUNDS, "log")?.unwrap_or(Bounds::EMPTY);
+            let (mut first, mut last, mut bytes) = (None, known.last, 0);
+            tx.scan(&EVENTS, "", None, |key, entry| {
+                let number = number(key);
+                first = first.or(Some(number));
+                last = last.max(number);
+                bytes += weight(&entry);
+                true
+            })?;
+            let last = last + LEAP;
+            let first = first.unwrap_or(last + 1);
+            let bounds = Bounds { first, last, bytes };
+            Ok::<_, Trouble>(tx.put(&BOUNDS, "log", &bounds)?)
+        });
+        mended.await
+    }
+
     /// The file.
     pub(crate) fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -190,7 +213,11 @@ impl Store {
                 return Err(Trouble::Beyond { since, last });
             }
             let gap = (since + 1 < bounds.first).then(|| (since + 1, bounds.first - 1));
-            collect(snapshot, since.max(bounds.first - 1), gap, filters, most)
+            let mut batch = collect(snapshot, since.max(bounds.first - 1), gap, filters, most)?;
+            if batch.end && batch.seen < bounds.last {
+                end_behind(&mut batch, bounds.last);
+            }
+            Ok(batch)
         })
     }
 
@@ -209,8 +236,23 @@ impl Store {
     }
 }
 
+/// Tells the numbers after the last event, up to `last`: a rebuilt file has given up on them.
+fn end_behind(batch: &mut Batch, last: u64) {
+    if batch.events.is_empty() {
+        let from = batch.gap.map_or(batch.seen + 1, |(from, _)| from);
+        batch.gap = Some((from, last));
+        batch.seen = last;
+    } else {
+        batch.end = false;
+    }
+}
+
 fn key(number: u64) -> String {
     format!("{number:020}")
+}
+
+fn number(key: &str) -> u64 {
+    key.parse().unwrap_or(0)
 }
 
 fn weight(entry: &Entry) -> u64 {
@@ -291,8 +333,8 @@ fn prune(tx: &mut Tx<'_>, config: &Config, most: usize) -> Result<u64, Fault> {
     for key in &gone {
         tx.remove(&EVENTS, key)?;
     }
-    if !gone.is_empty() {
-        bounds.first += gone.len() as u64;
+    if let Some(last) = gone.last() {
+        bounds.first = number(last) + 1;
         bounds.bytes = bytes;
         tx.put(&BOUNDS, "log", &bounds)?;
     }
@@ -313,17 +355,24 @@ fn collect(
         end: true,
     };
     let (mut looked, mut bytes, all) = (0, 0, filters.is_everything());
-    snapshot.scan(&EVENTS, "", Some(&key(since)), |_, entry: Entry| {
+    snapshot.scan(&EVENTS, "", Some(&key(since)), |key, entry: Entry| {
         if batch.events.len() >= most || bytes >= BATCH_BYTES || looked >= LOOK {
             batch.end = false;
             return false;
         }
+        // Only a file that was rebuilt has holes: they are told like what retention has passed.
+        let seq = number(key);
+        if seq > batch.seen + 1 {
+            if looked > 0 {
+                batch.end = false;
+                return false;
+            }
+            batch.gap = Some((batch.gap.map_or(since + 1, |(from, _)| from), seq - 1));
+        }
         looked += 1;
-        // There are no holes: the next row has the next number.
-        batch.seen += 1;
+        batch.seen = seq;
         if all || filters.matches(&Row::new(&entry)) {
             bytes += entry.event.len() + entry.topic.len();
-            let seq = batch.seen;
             batch.events.push(Event { seq, entry });
         }
         true

@@ -288,3 +288,31 @@ async fn what_is_too_old_goes_and_numbers_go_on() {
     node.restart("events/log").await.unwrap();
     assert_eq!(bus.call(&ctx(), rows(4, 4)).await.unwrap(), 4);
 }
+
+#[test]
+fn a_log_that_was_rebuilt_keeps_its_numbers_and_gives_none_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    actix_rt::System::new().block_on(async {
+        let node = node(&dir);
+        node.bus().call(&ctx(), rows(1, 10)).await.unwrap();
+    });
+    let root = dir.path().join("root/events/log");
+    let file = root.join("log.redb");
+    let mut bytes = std::fs::read(&file).unwrap();
+    // Both commits that its header knows.
+    bytes[64..320].fill(0xff);
+    std::fs::write(&file, bytes).unwrap();
+    let fsck = events::plugin().offline().unwrap();
+    assert!(!fsck(&root, true).unwrap().is_empty());
+    assert!(fsck(&root, false).unwrap().is_empty());
+    actix_rt::System::new().block_on(async {
+        let node = node(&dir);
+        let kept = list(&node.bus(), 5, "").await;
+        assert_eq!((numbers(&kept), kept.gap), (vec![6, 7, 8, 9, 10], None));
+        let told = publish(&node.bus(), "/things/later", "{}").await.unwrap();
+        assert!(told > 1000, "{told} may have been given before");
+        let after = list(&node.bus(), 10, "").await;
+        assert_eq!(numbers(&after), [told]);
+        assert_eq!(after.gap, Some((11, told - 1)), "what may be lost is told");
+    });
+}
