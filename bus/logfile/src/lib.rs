@@ -67,6 +67,27 @@ impl LogFile {
 
     /// Appends whole lines. What the disk does not take is dropped, and said as soon as there is room again.
     pub fn append(&mut self, lines: &[u8]) {
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.portion(rest));
+            self.write(now);
+            rest = later;
+        }
+    }
+
+    /// How much of some lines goes into one file: whole lines, at most half of the bound, and one at least.
+    fn portion(&self, lines: &[u8]) -> usize {
+        let half = usize::try_from(self.bound / 2).unwrap_or(usize::MAX);
+        if self.bound == 0 || lines.len() <= half {
+            return lines.len();
+        }
+        let end = |part: &[u8]| part.iter().rposition(|&byte| byte == b'\n');
+        let first = lines.iter().position(|&byte| byte == b'\n');
+        let last = end(&lines[..half]).or(first);
+        last.map_or(lines.len(), |newline| newline + 1)
+    }
+
+    fn write(&mut self, lines: &[u8]) {
         let length = lines.len() as u64;
         if self.bound > 0 && self.size > 0 && self.size + length > self.bound / 2 {
             self.turn();
@@ -194,6 +215,21 @@ mod tests {
         let kept: u64 = lines.iter().map(|line| line.len() as u64).sum();
         assert_eq!(lines.last(), Some(&line(count - 1)));
         assert_eq!(missing, written - kept);
+    }
+
+    #[test]
+    fn much_at_once_keeps_the_bound_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let mut log = LogFile::open(&path, 2000).unwrap();
+        let text: String = (0..500).map(line).collect();
+        log.append(text.as_bytes());
+        let size = |path: &Path| fs::metadata(path).unwrap().len();
+        assert!(size(&path) + size(&older(&path)) <= 2100);
+        let (lines, missing) = read(&path, text.len() as u64);
+        let kept: u64 = lines.iter().map(|line| line.len() as u64).sum();
+        assert_eq!(lines.last(), Some(&line(499)));
+        assert_eq!(missing, text.len() as u64 - kept);
     }
 
     #[test]

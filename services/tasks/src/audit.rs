@@ -20,6 +20,7 @@ use crate::host::Shim;
 use crate::layout::{Layout, names_in};
 use crate::record::Name;
 use crate::{bundle, cgroup};
+use contracts::integrity::{Cure, Damage, Finding};
 use contracts::tasks::{Audit, Audited, Leak, LeakKind};
 use contracts::{Error, Result, Timestamp};
 use std::cell::RefCell;
@@ -119,6 +120,20 @@ impl Engine {
             true => Ok(self.auditor.last.borrow().clone()),
             false => self.look().await,
         }
+    }
+
+    /// What the last look found and did not clean, as findings of the disk's owner.
+    pub(crate) fn leftovers(&self) -> Vec<Finding> {
+        let last = self.auditor.last.borrow();
+        let left = last.leaks.iter().filter(|leak| !leak.cleaned);
+        left.map(|leak| Finding {
+            damage: Damage::Leftover,
+            namespace: None,
+            subject: leak.what.clone(),
+            what: "is on the host and belongs to no task".into(),
+            cure: Cure::Remove,
+        })
+        .collect()
     }
 
     async fn look(self: &Rc<Self>) -> Result<Audited> {

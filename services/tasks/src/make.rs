@@ -54,7 +54,11 @@ impl Engine {
         let plan = self.plan(ctx, container?, request).await?;
         match self.attempt(ctx, &name, plan.clone()).await {
             // Its shim died on the way, and nothing is left of that: the next one need not.
-            Err(error) if error.is(Code::Unavailable) => self.attempt(ctx, &name, plan).await,
+            Err(error) if error.is(Code::Unavailable) => {
+                // Another moment, for its socket and its grave are named after that.
+                let made = Timestamp::now();
+                self.attempt(ctx, &name, Plan { made, ..plan }).await
+            }
             made => made,
         }
     }
