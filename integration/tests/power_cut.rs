@@ -81,10 +81,25 @@ async fn what_was_answered_survives_a_power_cut_and_what_is_listed_is_sound() ->
     Ok(())
 }
 
-#[actix_rt::test]
-async fn a_node_that_does_not_sync_is_found_out() -> Outcome {
-    let setup = Setup::default().config("[plugins.\"content/local\"]\nsync = false");
-    let verdict = run(&plan(Moments::Tempting, setup), |line| println!("{line}")).await?;
-    assert_ne!(verdict.wrong, Vec::<String>::new());
+/// Whether cuts at answers about some objects are noticed when a plugin's bytes are not synced.
+async fn found_out(plugin: &str, objects: &'static str) -> Outcome {
+    let setup = Setup::default().config(&format!("[plugins.{plugin:?}]\nsync = false"));
+    let plan = plan(Moments::Answers(objects), setup);
+    let verdict = run(&plan, |line| println!("{line}")).await?;
+    assert_ne!(
+        verdict.wrong,
+        Vec::<String>::new(),
+        "{plugin} lied and nobody noticed"
+    );
     Ok(())
+}
+
+#[actix_rt::test]
+async fn blobs_that_are_not_synced_are_found_out() -> Outcome {
+    found_out("content/local", "blob ").await
+}
+
+#[actix_rt::test]
+async fn layers_that_are_not_synced_are_found_out() -> Outcome {
+    found_out("diff/local", "image ").await
 }

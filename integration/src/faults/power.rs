@@ -39,8 +39,9 @@ pub struct Plan {
 pub enum Moments {
     /// Every second time exactly when something was answered, else anywhere; with every kind of loss.
     All,
-    /// When the commit of a blob was answered; all that was not synced is lost. Where a lie is found first.
-    Tempting,
+    /// When something about objects whose names begin like this was answered, and all that was not synced is lost: where
+    /// a lie about them is found first. After the first finding no more is asked.
+    Answers(&'static str),
 }
 
 /// What came out.
@@ -90,7 +91,7 @@ pub async fn run(plan: &Plan, say: impl Fn(&str)) -> Outcome<Verdict> {
 impl Plan {
     /// Whether more cuts would tell nothing new.
     fn is_content(&self, verdict: &Verdict) -> bool {
-        self.moments == Moments::Tempting && !verdict.wrong.is_empty()
+        self.moments != Moments::All && !verdict.wrong.is_empty()
     }
 
     async fn one(
@@ -152,7 +153,7 @@ fn text(recording: &Recording, cut: Cut) -> String {
 fn cuts(recording: &Recording, plan: &Plan, count: usize, chance: &mut Random) -> Vec<Cut> {
     let choose = |number| match plan.moments {
         Moments::All => anywhere(recording, number, chance),
-        Moments::Tempting => tempting(recording, chance),
+        Moments::Answers(objects) => answered(recording, objects, chance),
     };
     let mut cuts: Vec<Cut> = (0..count).map(choose).collect();
     cuts.sort_by_key(|cut| cut.at);
@@ -172,8 +173,8 @@ fn anywhere(recording: &Recording, number: usize, chance: &mut Random) -> Cut {
     }
 }
 
-fn tempting(recording: &Recording, chance: &mut Random) -> Cut {
-    let answered = chance.one(&recording.history.answers("blob ")).copied();
+fn answered(recording: &Recording, objects: &str, chance: &mut Random) -> Cut {
+    let answered = chance.one(&recording.history.answers(objects)).copied();
     Cut {
         at: answered.unwrap_or(recording.log.len()),
         loss: Loss::Everything,
