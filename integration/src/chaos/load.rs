@@ -227,15 +227,12 @@ impl Worker {
         self.send(Method::POST, &source, json!({"name": name}))
             .await?;
         self.expect("/images/create", &name);
-        self.send(
-            Method::PATCH,
-            &here,
-            json!({"labels": {"step": step.to_string()}}),
-        )
-        .await?;
+        let label = step.to_string();
+        self.send(Method::PATCH, &here, json!({"labels": {"step": label}}))
+            .await?;
         self.expect("/images/update", &name);
         let read = self.there(&here).await?;
-        if read["labels"]["step"] != step.to_string() {
+        if read["labels"]["step"].as_str() != Some(label.as_str()) {
             return Err(format!("{name} is labelled and reads {read}").into());
         }
         self.send(Method::DELETE, &here, ()).await?;
