@@ -14,12 +14,14 @@
 //! | `path.rs` `router.rs` | paths with slashes and actions → one table of routes |
 //! | `request.rs` | parameters, headers, strict JSON; the context that the bus carries |
 //! | `routes/` | one file per resource: the table's rows and their handlers of a few lines |
+//! | `keyed.rs` | requests with an `Idempotency-Key`: one effect, one answer |
 //! | `work.rs` | long work: start, wait, stream progress |
+//! | `news.rs` | whether the log of events has grown, for all of its readers |
 //! | `waits.rs` | how many requests may wait for tasks at a time |
 //! | `stream.rs` | server-sent events, JSON lines, heartbeat |
 //! | `range.rs` `pipe.rs` `signal.rs` | parts of blobs; bodies ↔ descriptors; signals by name |
 //! | `convert/` | contracts ↔ the JSON that users see |
-//! | `lists.rs` | filters and pages for lists whose owner has none |
+//! | `lists.rs` | where a watch goes on from a list; filters and pages for lists whose owner has none |
 //! | `errors.rs` | error classes → status and problem documents |
 //! | `openapi.rs` `param.rs` `metrics.rs` | the table and its traffic, described |
 //!
@@ -28,6 +30,13 @@
 //! **Waiting.** Long work answers `202` with `Location: /v1/operations/{id}`; `?wait=true` answers when it is finished.
 //! Making a container, deleting one and collecting garbage wait unless `?wait=false`. `containers:run?wait=true` waits
 //! for the end of the container's process, as `docker run` does, and `?wait=started` only for its start.
+//!
+//! **Repeating.** A client whose connection breaks repeats its request with the same `Idempotency-Key`, for up to 24 h, and
+//! gets the first answer; whatever was killed meanwhile, the effect happens once. The same key with another body,
+//! parameters or path is a 422. A refusal frees the key. What streams is shown anew: progress records show the whole
+//! operation each, so a reader that comes back, by the same request or by `/v1/operations/{id}`, misses nothing.
+//!
+//! **Watching.** Every list has a `version`: `GET /v1/events?since=<version>` tells what comes after what it shows.
 //!
 //! **Ending.** When another build or other settings take its place, this process retires: it accepts nothing new,
 //! finishes the requests in flight (for up to a minute) while its successor already answers, and ends endless streams,
