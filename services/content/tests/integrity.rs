@@ -6,7 +6,7 @@ use contracts::content::{Open, Verify, Write};
 use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Mend};
 use contracts::{Code, Digest, Error, Namespace};
 use house::House;
-use std::{fs, os::unix::fs::FileExt};
+use std::{fs, os::unix::fs::FileExt, path::PathBuf};
 
 mod house;
 
@@ -284,4 +284,37 @@ async fn a_store_without_sync_keeps_its_contract_but_for_power() {
     };
     let error = house.bus().call(&ctx(), again).await.unwrap_err();
     assert_eq!(error.code, Code::AlreadyExists, "{error}");
+}
+
+/// Runs a store to its end; answers its folder, a blob that rotted, one that did not, and a file of nobody.
+fn stopped() -> (tempfile::TempDir, PathBuf, Digest, [PathBuf; 2]) {
+    actix_rt::System::new().block_on(async {
+        let house = House::new();
+        let digest = house.blob("a", b"rots while nobody runs").await;
+        let kept = house.blob("b", b"stays").await;
+        house.flip(&digest, 3);
+        let stray = house.file(&sha256(b"nobody's"));
+        fs::write(&stray, b"nobody's").unwrap();
+        let (root, files) = (house.root(), [house.file(&kept), stray]);
+        let House { dir, .. } = house;
+        (dir, root, digest, files)
+    })
+}
+
+#[test]
+fn a_stopped_store_is_checked_and_mended_from_outside() {
+    let ran = std::thread::spawn(stopped).join();
+    let (_dir, root, digest, [kept, stray]) = ran.unwrap();
+    let fsck = content::plugin().offline().unwrap();
+    let seen = fsck(&root, false).unwrap();
+    let said: Vec<_> = seen
+        .into_iter()
+        .map(|(finding, mended)| (finding.subject, mended.is_some()))
+        .collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said.contains(&(digest.to_string(), false)), "{said:?}");
+    let mended = fsck(&root, true).unwrap();
+    let removed = mended.iter().filter(|(_, mended)| mended.is_some());
+    assert_eq!((mended.len(), removed.count()), (2, 1), "{mended:?}");
+    assert!(!stray.exists() && kept.exists());
 }

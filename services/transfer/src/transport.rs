@@ -176,6 +176,10 @@ pub(crate) async fn execute(
 /// Says that `whom` could not be asked, why, and what might help.
 pub(crate) fn unreachable(whom: &str, error: &reqwest::Error) -> Error {
     let cause = cause(error);
+    if out_of_descriptors(error) {
+        let what = "raise the limit of open files, or pull less at a time";
+        return Error::exhausted(format!("{whom}: cannot be asked: {cause}: {what}"));
+    }
     let hint = if cause.contains("InvalidContentType") || cause.contains("corrupt message") {
         "; if it speaks plain http, ask with plain_http"
     } else if cause.contains("UnknownIssuer") {
@@ -184,6 +188,19 @@ pub(crate) fn unreachable(whom: &str, error: &reqwest::Error) -> Error {
         ""
     };
     Error::unavailable(format!("{whom}: cannot be reached: {cause}{hint}"))
+}
+
+/// Whether no descriptor was left, in the machine (`ENFILE`) or in this process (`EMFILE`).
+fn out_of_descriptors(error: &dyn std::error::Error) -> bool {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let io = inner.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| matches!(io.raw_os_error(), Some(23 | 24))) {
+            return true;
+        }
+        source = inner.source();
+    }
+    false
 }
 
 /// Writes the innermost reason. The URL is left out: a signed one is a credential.
