@@ -203,6 +203,7 @@ impl Device {
         self.0.file.set_len(length)?;
         state.length = length;
         state.settled = state.settled.min(length);
+        state.described = state.described.min(length);
         if state.backed != u64::MAX {
             state.backed = state.backed.min(length);
         }

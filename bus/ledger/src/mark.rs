@@ -123,6 +123,8 @@ impl Marker {
             file.write_all_at(&line(LIFE, mark.life.numbers()), 0)?;
             file.write_all_at(&progress(mark.life.epoch, mark.progress), HALF as u64)?;
             file.sync_all()?;
+            // The name of the store before the name of its mark: a mark without its store is damage.
+            File::open(folder)?.sync_all()?;
             std::fs::rename(&new, &path)?;
             File::open(folder)?.sync_all()?;
             Ok(file)

@@ -46,6 +46,7 @@ pub(crate) fn fsck(path: &Path, repair: bool) -> Result<crate::integrity::Found,
     };
     let mark = mark::read(path)?;
     let salvaged = salvage(&bytes, mark.as_ref());
+    let mark = mark.filter(|_| !salvaged.foreign);
     let mended = if repair {
         Some(rebuild(path, &salvaged, mark.as_ref())?)
     } else {

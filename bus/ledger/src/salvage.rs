@@ -30,6 +30,8 @@ pub(crate) struct Salvaged {
     pub(crate) sealed: bool,
     /// Seed of its checksums.
     pub(crate) seed: u64,
+    /// Whether a mark that there is belongs to another file.
+    pub(crate) foreign: bool,
     /// The last commit of the tree that most was taken from.
     pub(crate) version: u64,
     /// Where pages are damaged, for people.
@@ -106,7 +108,7 @@ fn with(bytes: &[u8], size: u64, mark: Option<&Mark>) -> Salvaged {
         salvaged.damages.push("its header is damaged".into());
     }
     let newest = newest.unwrap_or_else(nothing);
-    salvaged.begin(&newest, &older, mark);
+    let mark = salvaged.begin(&newest, &older, mark);
     salvaged.describe(&newest);
     let behind = mark.is_some_and(|mark| mark.progress.commit > salvaged.version);
     salvaged.take(&newest, &older);
@@ -199,8 +201,13 @@ fn walk(
 }
 
 impl Salvaged {
-    /// Finds out format, seed and last commit.
-    fn begin(&mut self, newest: &Tree, older: &Tree, mark: Option<&Mark>) {
+    /// Finds out format, seed and last commit. Answers the mark, unless it belongs to another file.
+    fn begin<'a>(
+        &mut self,
+        newest: &Tree,
+        older: &Tree,
+        mark: Option<&'a Mark>,
+    ) -> Option<&'a Mark> {
         let meta = |key: &str| {
             let name = (META.to_owned(), key.to_owned());
             let value = newest.records.get(&name).or(older.records.get(&name))?;
@@ -210,8 +217,12 @@ impl Salvaged {
         let old = newest.records.contains_key(&(META.into(), "schema".into()))
             && meta("format").is_none();
         self.sealed = !old;
-        self.seed = mark.map_or_else(|| meta("seed").unwrap_or(OPEN), |mark| mark.life.seed);
+        let said = meta("seed");
+        let mark = mark.filter(|mark| said.is_none_or(|seed| seed == mark.life.seed));
+        self.foreign = mark.is_none() && said.is_some();
+        self.seed = mark.map_or(said.unwrap_or(OPEN), |mark| mark.life.seed);
         self.version = meta("version").unwrap_or(0);
+        mark
     }
 
     fn describe(&mut self, newest: &Tree) {

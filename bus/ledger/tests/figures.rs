@@ -36,7 +36,7 @@ async fn written(folder: &Path, writers: usize) -> u64 {
         }
         count
     };
-    let all = (0..writers).map(|writer| write(writer));
+    let all = (0..writers).map(write);
     let counts = futures(all).await;
     rate(counts.into_iter().sum(), began)
 }

@@ -191,3 +191,33 @@ async fn a_full_disk_refuses_writes_until_there_is_room_and_loses_nothing() {
     assert_eq!(read("after").unwrap().as_deref(), Some("2"));
     assert_eq!(read("large").unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_file_of_a_build_without_envelopes_is_brought_up_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("old.redb");
+    let old = redb::Database::create(&path).unwrap();
+    let transaction = old.begin_write().unwrap();
+    let number = |number: u64| codec::encode(&number).unwrap();
+    let put = |table: &str, key: &str, value: &[u8]| {
+        let definition = redb::TableDefinition::<&str, &[u8]>::new(table);
+        let mut table = transaction.open_table(definition).unwrap();
+        table.insert(key, value).unwrap();
+    };
+    for (key, value) in [("schema", 1), ("epoch", 77), ("version", 5), ("outbox", 9)] {
+        put("_meta", key, &number(value));
+    }
+    for i in 0..3000 {
+        let value = codec::encode(&format!("v{i}")).unwrap();
+        put("things", &format!("k{i}"), &value);
+    }
+    transaction.commit().unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let ledger = Ledger::open(&path, LedgerConfig::FIRST).unwrap();
+        let read = |key| ledger.read::<_, Error>(|snapshot| Ok(snapshot.get(&THINGS, key)?));
+        assert_eq!(read("k2999").unwrap().as_deref(), Some("v2999"));
+        let version = ledger.read::<_, Error>(|snapshot| Ok(snapshot.version()?));
+        assert_eq!(version.unwrap(), 6, "brought up in one commit");
+    }
+}
