@@ -39,7 +39,7 @@ async fn counts(node: &Node) -> Outcome<Vec<usize>> {
     Ok(counts)
 }
 
-/// Lists what is below a folder, but for databases.
+/// Lists what is below a folder, but for databases and the marks beside them.
 fn files(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -50,7 +50,7 @@ fn files(folder: &Path) -> Vec<String> {
                 _ => vec![path.display().to_string()],
             }
         })
-        .filter(|path| !path.ends_with(".redb"))
+        .filter(|path| !path.contains(".redb"))
         .collect()
 }
 

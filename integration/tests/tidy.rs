@@ -136,7 +136,9 @@ fn some_packages_are_known_to_one_place_only() -> Outcome {
 #[test]
 fn the_vocabulary_does_no_io_and_knows_no_runtime() -> Outcome {
     let members = members()?;
-    for pure in members.iter().filter(|member| floor(&member.folder) < 2) {
+    // What ends a process for a test must touch it.
+    let is_pure = |member: &&Member| floor(&member.folder) < 2 && member.name != "faults";
+    for pure in members.iter().filter(is_pure) {
         for package in ["tokio", "actix", "actix-rt", "rustix", "nix", "redb"] {
             assert!(
                 !pure.imports.contains(package),
