@@ -10,6 +10,7 @@
 //! A link whose bytes are no frames is reported, and so is one that stays closed though its peer lives: the supervisor
 //! makes it anew.
 
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use crate::envelope::{Body, CallFrame, Frame};
 use crate::framing::{Packet, Reader};
 use crate::server::{FIRST_CREDIT, WINDOW, hang_up, write_all};
 use contracts::{Error, Fd, PluginId, Result, plugin::State};
+use standing::Standing;
 use std::{
     cell::Cell, cell::RefCell, collections::BTreeMap, future::Future, io, rc::Rc, sync::Arc,
     time::Duration,
@@ -55,13 +57,6 @@ struct Connection {
     number: u64,
     out: mpsc::Sender<Packet>,
     stream: Rc<UnixStream>,
-}
-
-/// What the supervisor last said about the peer.
-struct Standing {
-    state: State,
-    cause: String,
-    chain: Vec<PluginId>,
 }
 
 struct Pending {
@@ -244,34 +239,6 @@ impl Link {
         self.break_streams();
     }
 
-    /// Hears from the supervisor how the peer stands; fails what waits for a peer that will not come back by itself.
-    pub(crate) fn stands(&self, state: State, cause: String, chain: Vec<PluginId>) {
-        let gone = matches!(state, State::Failed | State::Stopped);
-        self.standing.replace(Standing {
-            state,
-            cause,
-            chain,
-        });
-        if gone {
-            let pending = std::mem::take(&mut *self.pending.borrow_mut());
-            for waiting in pending.into_values() {
-                waiting.waiter.finish(Err(self.unavailable()));
-            }
-        }
-    }
-
-    /// Whether the peer is ready, as far as the supervisor has told.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.standing.borrow().state == State::Ready
-    }
-
-    fn refuse_when_failed(&self) -> Result<()> {
-        match self.standing.borrow().state {
-            State::Failed | State::Stopped => Err(self.unavailable()),
-            _ => Ok(()),
-        }
-    }
-
     fn enter(
         &self,
         mut call: CallFrame,
@@ -407,14 +374,6 @@ impl Link {
         Ok(())
     }
 
-    /// What the peer says of a plugin that it needs: the chain to that begins with the peer.
-    fn through_me(&self, mut error: Error) -> Error {
-        if error.plugin.is_some() && error.chain.first() != Some(&self.peer) {
-            error.chain.insert(0, self.peer.clone());
-        }
-        error
-    }
-
     fn item(&self, id: u64, item: Encoded) {
         let pending = self.pending.borrow();
         let Some(Waiter::Many(queue)) = pending.get(&id).map(|pending| &pending.waiter) else {
@@ -480,52 +439,6 @@ impl Link {
                 actix::spawn(async move { drop(out.send(packet).await) });
             }
         }
-    }
-
-    /// What is said at the deadline: whom it was waited for, and what the supervisor knows about that.
-    fn too_late(&self, method: &str) -> Error {
-        if self.connection.borrow().is_none() {
-            return self.unavailable();
-        }
-        let (peer, chain) = (self.peer.clone(), vec![self.peer.clone()]);
-        let error = Error::deadline(format!("{method}: {peer} did not answer in time"));
-        self.explain(error.caused_by(peer, chain))
-    }
-
-    /// Adds to an error why the peer does not stand well, if it does not.
-    pub(crate) fn explain(&self, mut error: Error) -> Error {
-        let standing = self.standing.borrow();
-        if standing.state == State::Ready || standing.cause.is_empty() {
-            return error;
-        }
-        error.message = format!("{}: {}", error.message, standing.cause);
-        let (culprit, chain) = self.blame(&standing);
-        error.caused_by(culprit, chain)
-    }
-
-    fn unavailable(&self) -> Error {
-        let standing = self.standing.borrow();
-        let (culprit, chain) = self.blame(&standing);
-        let broke = self.broke.borrow();
-        let cause = match (standing.cause.as_str(), standing.state, broke.as_str()) {
-            ("", State::Ready, broke) if !broke.is_empty() => {
-                format!("the link to it broke: {broke}")
-            }
-            ("", ..) => "it is not running".into(),
-            (cause, ..) => cause.to_owned(),
-        };
-        Error::unavailable(format!("plugin {} is not available: {cause}", self.peer))
-            .caused_by(culprit, chain)
-    }
-
-    /// The plugin that is the cause, and the chain to it from the peer on.
-    fn blame(&self, standing: &Standing) -> (PluginId, Vec<PluginId>) {
-        let mut chain = standing.chain.clone();
-        if chain.first() != Some(&self.peer) {
-            chain.insert(0, self.peer.clone());
-        }
-        let culprit = chain.last().unwrap_or(&self.peer).clone();
-        (culprit, chain)
     }
 }
 
