@@ -28,6 +28,8 @@ pub(crate) struct Visit {
     /// Requests whose answers are not written yet.
     open: Cell<u32>,
     has_asked: Cell<bool>,
+    /// The client reads more slowly than it is written to.
+    is_slow: Cell<bool>,
     /// Its present answer is its last.
     is_last: Cell<bool>,
     changed: Notify,
@@ -50,7 +52,7 @@ impl Visit {
             let _ = timeout(FIRST, self.changed.notified()).await;
         }
         loop {
-            while self.open.get() > 0 {
+            while self.open.get() > 0 || self.is_slow.get() {
                 self.changed.notified().await;
             }
             if self.is_last.get() {
@@ -135,14 +137,23 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Line<T> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        if written.is_pending() {
+            self.visit.is_slow.set(true);
+        }
+        written
     }
 
     fn poll_flush(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        // The server flushes when it has written all it has.
+        if flushed.is_ready() && self.visit.is_slow.replace(false) {
+            self.visit.changed.notify_waiters();
+        }
+        flushed
     }
 
     fn poll_shutdown(
@@ -199,5 +210,31 @@ mod tests {
         drop((first, last));
         assert_eq!(visit.open.get(), 0);
         assert!(visit.is_last.get());
+    }
+
+    #[actix_rt::test]
+    async fn a_slow_reader_gets_all_of_what_was_written() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (busy, visit, asking) = asked();
+        let (io, mut reader) = tokio::io::duplex(4);
+        let mut line = Line {
+            io,
+            visit: visit.clone(),
+        };
+        let mut writing = Box::pin(async move {
+            line.write_all(b"0123456789").await?;
+            line.flush().await?;
+            Ok::<_, std::io::Error>(line)
+        });
+        assert!(poll!(&mut writing).is_pending());
+        drop(asking);
+        busy.end();
+        let mut over = pin!(visit.over(&busy));
+        assert!(poll!(&mut over).is_pending());
+        assert!(visit.is_slow.get());
+        let mut read = [0; 10];
+        let (written, all) = tokio::join!(writing, reader.read_exact(&mut read));
+        assert!(written.is_ok() && all.is_ok() && !visit.is_slow.get());
+        over.await;
     }
 }
