@@ -2,6 +2,7 @@
 
 mod support;
 
+use contracts::tasks::{Audit, List, Status};
 use std::time::Instant;
 use support::*;
 
@@ -51,6 +52,41 @@ async fn the_life_of_true_in_milliseconds() {
             "{name:26}{}",
             (0..STEPS.len()).map(median).collect::<String>()
         );
+    }
+    home.gone().await;
+}
+
+/// `GANTRY_TASKS` says how many; 50 otherwise.
+#[actix_rt::test]
+#[ignore = "prints figures"]
+async fn taking_up_many_tasks_and_what_one_weighs() {
+    let count = std::env::var("GANTRY_TASKS").ok();
+    let count: usize = count.and_then(|text| text.parse().ok()).unwrap_or(50);
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut home = Home::start();
+    let before = descriptors();
+    for number in 0..count {
+        home.run(&format!("c{number}"), &["sleep", "1000"]).await;
+    }
+    let each = (descriptors() - before) as f64 / count as f64;
+    let began = Instant::now();
+    home.node.restart("tasks/local").await.unwrap();
+    let up = began.elapsed();
+    for number in 0..count {
+        let task = home.get(&format!("c{number}")).await.unwrap();
+        assert_eq!(task.status, Status::Running);
+    }
+    let known = began.elapsed();
+    let page = home.call(List::default()).await.unwrap();
+    assert!(!page.items.is_empty());
+    let audited = home.call(Audit::default()).await.unwrap();
+    println!(
+        "{count} tasks: up again in {up:?}, each asked and answered in {known:?}; \
+         {each:.2} descriptors each; one look of the auditor {} us, {} shims",
+        audited.micros, audited.shims
+    );
+    for number in 0..count {
+        home.delete(&format!("c{number}"), true).await.unwrap();
     }
     home.gone().await;
 }
