@@ -159,6 +159,10 @@ impl Client<'_> {
             .await;
         self.post(&format!("/images/{COPY}:unpack?wait=true"), json!({}))
             .await;
+        let push = json!({"image": name, "plain_http": true});
+        self.post("/images:push?wait=true", push).await;
+        self.post("/v1/scrub?repair=true&wait=true", json!({}))
+            .await;
         for image in [COPY, &name] {
             self.delete(&format!("/images/{image}")).await;
         }
@@ -173,6 +177,9 @@ impl Client<'_> {
         let exit = self.post("/containers:run?wait=true", body).await;
         self.expect(&exit["exit_code"], &json!(3), "exit code");
         self.delete("/containers/short").await;
+        self.post("/containers", json!({"id": "made", "image": image}))
+            .await;
+        self.delete("/containers/made").await;
         let body = json!({"id": "long", "image": image, "args": ["sleep", "1000"]});
         self.post("/containers:run?wait=started", body).await;
         let exec = json!({"args": ["echo", "hi"]});
@@ -180,6 +187,8 @@ impl Client<'_> {
         self.expect(&done["stdout"], &json!("hi\n"), "output");
         self.post("/tasks/long:pause", json!({})).await;
         self.post("/tasks/long:resume", json!({})).await;
+        self.post("/tasks/long:kill", json!({"signal": "KILL"}))
+            .await;
         self.delete("/containers/long?force=true").await;
     }
 
