@@ -34,6 +34,9 @@ pub(crate) struct Fsck {
     /// Folder of run-time state: says whether a daemon runs
     #[arg(long, default_value = STATE)]
     state: PathBuf,
+    /// The daemon's socket, where one runs: <state>/gantry.sock
+    #[arg(long)]
+    host: Option<PathBuf>,
     /// `text` or `json`
     #[arg(long, short, default_value = "text")]
     output: Output,
@@ -143,8 +146,9 @@ impl Report {
 }
 
 /// Looks, mends when told so, prints, and answers the exit code.
-pub(crate) fn run(fsck: &Fsck, host: Option<PathBuf>) -> ExitCode {
-    let socket = host.unwrap_or_else(|| fsck.state.join("gantry.sock"));
+pub(crate) fn run(fsck: &Fsck) -> ExitCode {
+    let named = fsck.host.clone();
+    let socket = named.unwrap_or_else(|| fsck.state.join("gantry.sock"));
     // After a reboot it is not there.
     let made = DirBuilder::new().mode(0o700).create(&fsck.state).is_ok();
     let report = match Lock::take(&fsck.state) {

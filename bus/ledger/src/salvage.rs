@@ -36,7 +36,7 @@ pub(crate) struct Salvaged {
     pub(crate) version: u64,
     /// Where pages are damaged, for people.
     pub(crate) damages: Vec<String>,
-    /// How many records came from older commits than the tree's, or from no tree at all.
+    /// How many records of the store came from older commits than the tree's, or from no tree at all.
     pub(crate) loose: usize,
     /// By table, how many records the tree had that are not found.
     pub(crate) missing: BTreeMap<String, u64>,
@@ -315,7 +315,7 @@ impl Salvaged {
                         || newest.has_lost(table, key)
                             && (commit == self.version || older.has_lost(table, key)));
                 if wanted && self.insert((table.into(), key.into()), commit, value.to_vec()) {
-                    self.loose += 1;
+                    self.loose += usize::from(!table.starts_with('_'));
                 }
             }
         }

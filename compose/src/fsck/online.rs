@@ -34,38 +34,39 @@ pub(super) async fn all(socket: &Path, repair: bool, deep: bool) -> Result<Repor
     let mut report = Report::default();
     let checks = offline::checks();
     let plugins: Plugins = get(socket, "/v1/plugins").await?;
-    let mut plugins = plugins.items.into_iter();
-    let of_ours = |plugin: &Plugin| checks.iter().any(|(id, _)| *id == plugin.id);
-    for plugin in plugins.by_ref().filter(of_ours) {
-        let done = one(socket, &plugin, repair, deep, &mut report).await;
-        if let Err(error) = done {
-            report.fail(&plugin.id, error);
+    let ours = |plugin: &Plugin| checks.iter().any(|(id, _)| *id == plugin.id);
+    let mut down = Vec::new();
+    for plugin in plugins.items.into_iter().filter(ours) {
+        match one(socket, &plugin, repair, deep, &mut report).await {
+            Ok(true) => {}
+            Ok(false) => down.push(plugin),
+            Err(error) => report.fail(&plugin.id, error),
         }
     }
+    stopped(socket, &down, repair, &mut report).await;
     Ok(report)
 }
 
+/// Asks a plugin that answers. False when its folder must be looked into while it does not run.
 async fn one(
     socket: &Path,
     plugin: &Plugin,
     repair: bool,
     deep: bool,
     report: &mut Report,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     if !matches!(plugin.state.as_str(), "ready" | "degraded") {
-        return stopped(socket, plugin, repair, report).await;
+        return Ok(false);
     }
     let found = match ask(socket, &plugin.id, deep).await {
         Ok(found) => found,
         // It runs, and cannot read its store any more.
-        Err(error) if error.contains("(DATA_LOSS)") => {
-            return stopped(socket, plugin, repair, report).await;
-        }
+        Err(error) if error.contains("(DATA_LOSS)") => return Ok(false),
         Err(error) => return Err(error),
     };
     let broken = |finding: &Finding| matches!(finding.damage, Damage::Store | Damage::Record);
     if repair && found.iter().any(broken) {
-        return stopped(socket, plugin, repair, report).await;
+        return Ok(false);
     }
     for finding in found {
         let mended = if repair {
@@ -75,7 +76,7 @@ async fn one(
         };
         report.add(&plugin.id, finding, mended);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Asks a plugin for everything it finds.
@@ -106,16 +107,36 @@ async fn mend(
     }
 }
 
-/// Looks into the folder of a plugin while the daemon keeps it stopped.
-async fn stopped(
-    socket: &Path,
-    plugin: &Plugin,
-    repair: bool,
-    report: &mut Report,
-) -> Result<(), String> {
+/// Looks into the folders of plugins while the daemon keeps all of them stopped: some may share a process. They are
+/// started again whatever is found.
+async fn stopped(socket: &Path, plugins: &[Plugin], repair: bool, report: &mut Report) {
+    let mut ended = Vec::new();
+    for plugin in plugins {
+        match stop(socket, plugin).await {
+            Ok(()) => ended.push(plugin),
+            Err(error) => report.fail(&plugin.id, error),
+        }
+    }
+    for plugin in ended {
+        // The folder is <root>/<plugin>.
+        let root = plugin.root.ancestors().nth(2).unwrap_or(Path::new("/"));
+        // Not on this thread: a check may wait for a runtime of its own.
+        std::thread::scope(|scope| {
+            scope.spawn(|| offline::one(&plugin.id, root, repair, report));
+        });
+    }
+    for plugin in plugins.iter().filter(|plugin| plugin.state != "stopped") {
+        let path = format!("/v1/plugins/{}:start", plugin.id);
+        if let Err(error) = post(socket, &path).await {
+            report.fail(&plugin.id, error);
+        }
+    }
+}
+
+/// Stops a plugin and waits for the end of its process.
+async fn stop(socket: &Path, plugin: &Plugin) -> Result<(), String> {
     let path = format!("/v1/plugins/{}", plugin.id);
-    let was_stopped = plugin.state == "stopped";
-    if !was_stopped {
+    if plugin.state != "stopped" {
         post(socket, &format!("{path}:stop")).await?;
     }
     let until = Instant::now() + ENDED;
@@ -124,12 +145,6 @@ async fn stopped(
             return Err(format!("its process does not end; {}", plugin.cause));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // The folder is <root>/<plugin>.
-    let root = plugin.root.ancestors().nth(2).unwrap_or(Path::new("/"));
-    offline::one(&plugin.id, root, repair, report);
-    if !was_stopped {
-        post(socket, &format!("{path}:start")).await?;
     }
     Ok(())
 }
