@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use grpc::{Grpc, Recipe};
+pub use grpc::{Grpc, Recipe, Refused};
 
 use crate::Outcome;
 use crate::process::{self, Daemon, run, until};
@@ -43,6 +43,13 @@ impl Containerd {
     /// Stops the daemon and starts it again in the same folder. Errors: as [`Containerd::start`].
     pub async fn restart(&mut self) -> Outcome {
         self.daemon.end(Signal::SIGTERM, READY).await?;
+        self.daemon = spawn(self.folder.path())?;
+        self.ready().await
+    }
+
+    /// Kills the daemon and starts it again in the same folder. Errors: as [`Containerd::start`].
+    pub async fn kill_and_restart(&mut self) -> Outcome {
+        self.daemon.end(Signal::SIGKILL, READY).await?;
         self.daemon = spawn(self.folder.path())?;
         self.ready().await
     }

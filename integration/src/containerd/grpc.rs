@@ -21,6 +21,18 @@ pub struct Grpc {
     sender: SendRequest<Full<Bytes>>,
 }
 
+/// An answer that is not OK: method, status and message.
+#[derive(Debug)]
+pub struct Refused(String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
 /// What to run: made once, run often.
 #[derive(Clone, Debug)]
 pub struct Recipe {
@@ -71,6 +83,26 @@ impl Grpc {
         self.call("containers.v1.Containers/Delete", by_id())
             .await?;
         Ok(code)
+    }
+
+    /// Makes the name of an image. Errors: [`Refused`], or the connection ended.
+    pub async fn make_image(&mut self, name: &str, digest: &str) -> Outcome {
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        let target = Message::default()
+            .text(1, manifest)
+            .text(2, digest)
+            .number(3, 1);
+        let image = Message::default().text(1, name).message(3, &target);
+        let request = Message::default().message(1, &image);
+        self.call("images.v1.Images/Create", request).await?;
+        Ok(())
+    }
+
+    /// Deletes the name of an image. Errors: as [`Grpc::make_image`].
+    pub async fn delete_image(&mut self, name: &str) -> Outcome {
+        let request = Message::default().text(1, name);
+        self.call("images.v1.Images/Delete", request).await?;
+        Ok(())
     }
 
     async fn create(&mut self, id: &str, recipe: &Recipe) -> Outcome {
@@ -127,12 +159,9 @@ impl Grpc {
                 .unwrap_or_default()
         };
         if text("grpc-status") != "0" {
-            return Err(format!(
-                "{method}: status {} {}",
-                text("grpc-status"),
-                text("grpc-message")
-            )
-            .into());
+            let (status, message) = (text("grpc-status"), text("grpc-message"));
+            let refused = format!("{method}: status {status} {message}");
+            return Err(Box::new(Refused(refused)));
         }
         let bytes = answer.to_bytes();
         Ok(bytes.slice(bytes.len().min(5)..))
@@ -154,6 +183,12 @@ struct Message(Vec<u8>);
 impl Message {
     fn text(self, number: u64, value: &str) -> Self {
         self.bytes(number, value.as_bytes())
+    }
+
+    fn number(mut self, number: u64, value: u64) -> Self {
+        self.varint(number << 3);
+        self.varint(value);
+        self
     }
 
     fn message(self, number: u64, value: &Self) -> Self {
