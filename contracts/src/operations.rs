@@ -1,8 +1,8 @@
 //! Operations: work of several steps, journaled, so that it goes on after any crash and anybody may watch it.
 
 use crate::{
-    Code, ContainerId, Descriptor, Error, Fd, ImageName, Labels, Namespace, OperationId, Page, Paging,
-    Platform, Timestamp,
+    Code, ContainerId, Descriptor, Error, Fd, ImageName, Labels, Namespace, OperationId, Page,
+    Paging, Platform, Timestamp,
     containers::{Container, Options, Runtime},
     tasks::{Exit, Task},
     transfer::Access,
