@@ -8,7 +8,7 @@
 use crate::convert::PageView;
 use crate::errors::Answer;
 use crate::request::{Request, ok};
-use contracts::events::Info;
+use contracts::events::{Events, Info};
 use contracts::{Error, Page, Result};
 use filter::{Fields, Filters};
 use serde::Serialize;
