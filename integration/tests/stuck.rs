@@ -5,7 +5,6 @@
 use std::fs;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use integration::Outcome;
 use integration::image::sample;
 use integration::node::Node;
@@ -42,6 +41,18 @@ fn shim(node: &Node, id: &str) -> Outcome<Pid> {
     Ok(Pid::from_raw(pid))
 }
 
+/// Stops a shim, and waits until it is: a signal is delivered when its process is next given a turn.
+async fn stop(node: &Node, id: &str) -> Outcome {
+    let pid = shim(node, id)?;
+    kill(pid, Signal::SIGSTOP)?;
+    until(&format!("the shim of {id} is stopped"), SOON, async || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let state = stat.rsplit_once(')')?.1.trim_start().to_owned();
+        state.starts_with('T').then_some(())
+    })
+    .await
+}
+
 async fn until_status(node: &Node, id: &str, status: &str) -> Outcome<Value> {
     until(&format!("{id} is {status}"), SOON, async || {
         let task = node.task(id).await.ok()?;
@@ -55,6 +66,31 @@ fn status(rows: &[Value], id: &str) -> Value {
     row.map_or(Value::Null, |row| row["status"].clone())
 }
 
+/// Whether calls about the others are answered while those about a stuck shim still wait, for it to be found so.
+async fn others_come_first(node: &Node, stuck: usize) -> Outcome<bool> {
+    let metrics = |number: usize| node.at(&format!("/tasks/c{number}/metrics"));
+    let (theirs, last) = (metrics(0), MANY - 1);
+    let waiting = futures_util::future::join_all((0..4).map(|_| node.get(&theirs)));
+    let others = async {
+        let rows = node.list("/tasks").await?;
+        assert_eq!(rows.len(), MANY);
+        for number in 0..MANY {
+            let wanted = if number < stuck { "unknown" } else { "running" };
+            assert_eq!(status(&rows, &format!("c{number}")), wanted, "{number}");
+        }
+        assert_eq!(node.task(&format!("c{last}")).await?["status"], "running");
+        node.get(&metrics(last)).await?.ok()
+    };
+    match futures_util::future::select(Box::pin(others), Box::pin(waiting)).await {
+        futures_util::future::Either::Left((done, waiting)) => {
+            done?;
+            waiting.await;
+            Ok(true)
+        }
+        futures_util::future::Either::Right((_, others)) => others.await.map(|_| false),
+    }
+}
+
 #[actix_rt::test]
 async fn stuck_shims_delay_nobody_and_say_what_they_are() -> Outcome {
     let (_registry, node, image) = with_containers(MANY).await?;
@@ -62,39 +98,14 @@ async fn stuck_shims_delay_nobody_and_say_what_they_are() -> Outcome {
     for stuck in [1, MANY / 2] {
         for number in 0..stuck {
             node.until_logged(&name(number), "here\n").await?;
-            kill(shim(&node, &name(number))?, Signal::SIGSTOP)?;
+            stop(&node, &name(number)).await?;
         }
-        // These wait for a stuck shim, up to their own bounds.
-        let stats = node.at("/tasks/c0/metrics");
-        let mut waits: Vec<_> = Vec::new();
-        for _ in 0..4 {
-            waits.push(node.get(&stats).boxed_local());
+        // On a machine that also compiles, once says nothing; three times do.
+        let mut first = false;
+        for _ in 0..3 {
+            first = first || others_come_first(&node, stuck).await?;
         }
-        let waiting = futures_util::future::join_all(waits);
-        let others = async {
-            let rows = node.list("/tasks").await?;
-            assert_eq!(rows.len(), MANY);
-            for number in 0..MANY {
-                let wanted = if number < stuck { "unknown" } else { "running" };
-                assert_eq!(status(&rows, &name(number)), wanted, "{number}");
-            }
-            let last = name(MANY - 1);
-            assert_eq!(node.task(&last).await?["status"], "running");
-            node.get(&node.at(&format!("/tasks/{last}/metrics")))
-                .await?
-                .ok()?;
-            Ok::<_, integration::Error>(())
-        };
-        let first = futures_util::future::select(Box::pin(others), waiting).await;
-        match first {
-            futures_util::future::Either::Left((done, waiting)) => {
-                done?;
-                waiting.await;
-            }
-            futures_util::future::Either::Right(..) => {
-                return Err("the others waited for the stuck ones".into());
-            }
-        }
+        assert!(first, "the others waited for the stuck ones");
         let last = name(MANY - 1);
         assert_eq!(node.exec(&last, &["echo", "well"]).await?.1, "well\n");
         node.run("new", &image, &LASTING).await?;
@@ -127,7 +138,7 @@ async fn stuck_shims_delay_nobody_and_say_what_they_are() -> Outcome {
 async fn what_a_stuck_shim_has_can_be_killed_and_deleted_for_good() -> Outcome {
     let (_registry, node, _) = with_containers(3).await?;
     for id in ["c0", "c1", "c2"] {
-        kill(shim(&node, id)?, Signal::SIGSTOP)?;
+        stop(&node, id).await?;
     }
     let pid = node.task("c0").await?["pid"].clone();
     let signal = json!({"signal": "KILL"});
@@ -166,7 +177,7 @@ async fn a_start_that_waits_for_a_stopped_shim_can_be_given_up() -> Outcome {
     node.post(&node.at("/tasks"), json!({"id": "one"}))
         .await?
         .ok()?;
-    kill(shim(&node, "one")?, Signal::SIGSTOP)?;
+    stop(&node, "one").await?;
     let start = node.post(&node.at("/tasks/one:start"), ()).await?;
     assert!(!start.status.is_success(), "{}", start.text());
     assert!(start.text().contains("is stopped"), "{}", start.text());
