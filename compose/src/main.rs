@@ -103,13 +103,7 @@ enum Command {
         plugins: Vec<String>,
     },
     /// Looks for damage on the disk; exit code 0: none left, 1: some left, 2: something could not be looked at
-    Fsck {
-        #[command(flatten)]
-        fsck: fsck::Fsck,
-        /// The daemon's socket, where one runs: <state>/gantry.sock
-        #[arg(long)]
-        host: Option<PathBuf>,
-    },
+    Fsck(fsck::Fsck),
     /// Prints what this build is, as JSON: version, protocol, plugins
     #[command(hide = true)]
     Facts,
@@ -196,7 +190,7 @@ fn main() -> ExitCode {
             &binary,
             &plugins,
         ))),
-        Command::Fsck { fsck, host } => fsck::run(&fsck, host),
+        Command::Fsck(fsck) => fsck::run(&fsck),
         Command::Facts => answered(facts()),
         Command::Config {
             which: Which::Default,

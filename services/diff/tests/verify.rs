@@ -231,7 +231,8 @@ fn every_kind_of_difference_is_named_and_put_right() {
 
 #[test]
 fn deletions_and_what_hides_are_part_of_a_layer() {
-    let faults: [(&str, fn(&Path)); 6] = [
+    type Fault = fn(&Path);
+    let faults: [(&str, Fault); 6] = [
         ("etc/shadow", |path| fs::remove_file(path).unwrap()),
         ("etc/shadow", |path| {
             fs::remove_file(path).unwrap();
