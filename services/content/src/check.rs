@@ -28,6 +28,8 @@ use std::{fs, sync::Mutex};
 const BYTES: u64 = 64 << 20;
 /// Records or files that one step looks at.
 const THINGS: usize = 500;
+/// Checks whose places in a blob are kept; of more the oldest begins its blob again.
+const BOOKMARKS: usize = 16;
 
 /// A blob that is hashed over several steps.
 pub(crate) struct Reading {
@@ -37,8 +39,8 @@ pub(crate) struct Reading {
     hasher: Hasher,
 }
 
-/// Where the last step stopped within a blob.
-pub(crate) type Bookmark = Mutex<Option<Reading>>;
+/// Where the last steps of checks stopped within blobs: several may go on side by side.
+pub(crate) type Bookmarks = Mutex<Vec<Reading>>;
 
 impl Store {
     /// One step of a check. Blocks. Errors: `InvalidArgument` for a token that is none of ours.
@@ -244,7 +246,7 @@ impl Store {
         step.bytes += end - reading.at;
         reading.at = end;
         if end < size && failed.is_none() {
-            self.keep(Some(reading));
+            self.keep(reading);
             return Ok(false);
         }
         step.things += 1;
@@ -265,9 +267,11 @@ impl Store {
     }
 
     fn resume(&self, digest: &Digest, stamp: Stamp) -> Reading {
-        let kept = self.keep(None);
-        let same = |reading: &Reading| reading.digest == *digest && reading.stamp == stamp;
-        kept.filter(same).unwrap_or_else(|| Reading {
+        let mut kept = self.bookmarks().lock().unwrap_or_else(|e| e.into_inner());
+        let here = kept.iter().position(|reading| reading.digest == *digest);
+        let found = here.map(|here| kept.remove(here));
+        let same = |reading: &Reading| reading.stamp == stamp;
+        found.filter(same).unwrap_or_else(|| Reading {
             digest: digest.clone(),
             stamp,
             at: 0,
@@ -275,9 +279,12 @@ impl Store {
         })
     }
 
-    fn keep(&self, reading: Option<Reading>) -> Option<Reading> {
-        let mut kept = self.bookmark().lock().unwrap_or_else(|e| e.into_inner());
-        std::mem::replace(&mut *kept, reading)
+    fn keep(&self, reading: Reading) {
+        let mut kept = self.bookmarks().lock().unwrap_or_else(|e| e.into_inner());
+        if kept.len() == BOOKMARKS {
+            kept.remove(0);
+        }
+        kept.push(reading);
     }
 
     /// Mends one finding. Blocks.
@@ -316,7 +323,9 @@ impl Store {
         }
         let name = subject.strip_prefix("blobs/").ok_or_else(unknown)?;
         let (algorithm, file) = name.split_once('/').ok_or_else(unknown)?;
-        if !ALGORITHMS.contains(&algorithm) || file.contains('/') || file.starts_with("..") {
+        // The folder itself is no file in it.
+        let nameless = matches!(file, "" | "." | "..") || file.contains('/');
+        if nameless || !ALGORITHMS.contains(&algorithm) {
             return Err(unknown());
         }
         if !self.is_stray(name)? {

@@ -12,7 +12,7 @@
 
 use crate::{
     blobs::Blobs,
-    check::Bookmark,
+    check::Bookmarks,
     collect::Collection,
     config::{Config, Policy},
     error::Trouble,
@@ -111,7 +111,7 @@ struct Inner {
     config: Config,
     opened: SystemTime,
     trust: Trust,
-    bookmark: Bookmark,
+    bookmarks: Bookmarks,
 }
 
 /// An ingest that has passed its checks and waits for its record.
@@ -141,7 +141,7 @@ impl Store {
             config: *config,
             opened: SystemTime::now(),
             trust: Trust::default(),
-            bookmark: Bookmark::default(),
+            bookmarks: Bookmarks::default(),
         };
         let store = Self {
             inner: Arc::new(inner),
@@ -181,8 +181,8 @@ impl Store {
         &self.inner.trust
     }
 
-    pub(crate) fn bookmark(&self) -> &Bookmark {
-        &self.inner.bookmark
+    pub(crate) fn bookmarks(&self) -> &Bookmarks {
+        &self.inner.bookmarks
     }
 
     /// A record that is about to be used.

@@ -236,6 +236,29 @@ async fn a_large_blob_is_checked_over_several_steps() {
 }
 
 #[actix_rt::test]
+async fn two_checks_at_a_time_both_come_to_an_end() {
+    let house = House::new();
+    for byte in 0..2 {
+        house.blob("a", &vec![byte; 70 << 20]).await;
+    }
+    let mut tokens = [Some(String::new()), Some(String::new())];
+    let mut steps = 0;
+    while tokens.iter().any(Option::is_some) {
+        for (number, place) in tokens.iter_mut().enumerate() {
+            // The second is one step behind, so that they are in the middle of different blobs.
+            let Some(token) = place.take_if(|_| steps >= number) else {
+                continue;
+            };
+            let ask = Check { deep: true, token };
+            let next = house.bus().call(&ctx(), ask).await.unwrap().next;
+            *place = Some(next).filter(|next| !next.is_empty());
+        }
+        steps += 1;
+        assert!(steps < 40, "they keep each other from ending");
+    }
+}
+
+#[actix_rt::test]
 async fn blobs_under_way_are_no_leftovers() {
     let house = House::new();
     let desk = house.desk("default");
@@ -255,6 +278,9 @@ async fn only_what_is_nobodys_is_removed_whatever_a_finding_says() {
         format!("blobs/sha256/{}", digest.hex()),
         "blobs/../content.redb".to_owned(),
         "blobs/sha256/../../content.redb".to_owned(),
+        "blobs/sha256/".to_owned(),
+        "blobs/sha256/.".to_owned(),
+        "blobs/sha256".to_owned(),
         "../leases".to_owned(),
         "ingests/..".to_owned(),
     ] {
