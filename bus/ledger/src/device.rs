@@ -11,12 +11,13 @@
 //! *It keeps a reserve.* The disk has promised blocks for all of the file, and for some more beyond its end. The file
 //! does not grow into the reserve, but for what removes things on a full disk ([`Device::spend`]).
 
+use crate::mark::options;
 use redb::{BackendError, StorageBackend, backends::FileBackend};
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Bound;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
@@ -73,9 +74,9 @@ enum Held {
 impl Device {
     /// Opens the file, or makes it. With `anew` it begins empty, whatever it holds.
     pub(crate) fn open(path: &Path, anew: bool) -> Result<Self> {
-        let mut options = OpenOptions::new();
+        let mut options = options();
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.mode(0o600).open(path)?;
+        let file = options.open(path)?;
         let length = file.metadata()?.len();
         let state = State {
             length: if anew { 0 } else { length },
@@ -109,15 +110,21 @@ impl Device {
             state.length = self.0.file.metadata()?.len();
             state.held.take()
         };
-        for held in held.unwrap_or_default() {
-            match held {
-                Held::Write(at, bytes) => self.put(&mut self.state(), at, &bytes)?,
-                Held::Length(length) => self.resize(&mut self.state(), length)?,
-                Held::Sync => self.sync()?,
-            }
-        }
+        let written = held
+            .unwrap_or_default()
+            .into_iter()
+            .try_for_each(|held| match held {
+                Held::Write(at, bytes) => self.put(&mut self.state(), at, &bytes),
+                Held::Length(length) => self.resize(&mut self.state(), length),
+                Held::Sync => self.sync(),
+            });
         let mut state = self.state();
         state.spend = false;
+        if written.is_err() {
+            // redb knows nothing of it, and would call the file whole when it closes it: that is held back for good.
+            state.held = Some(Vec::new());
+            return written;
+        }
         // A disk that is full now has no reserve for us; whoever adds something finds out.
         let _ = self.allocate(&mut state, 0);
         let _ = self.allocate(&mut state, RESERVE);
@@ -430,3 +437,24 @@ impl StorageBackend for Device {
 }
 
 type Locked<T> = std::result::Result<T, BackendError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_release_that_failed_nothing_is_written_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.redb");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let device = Device::open(&path, false).unwrap();
+        device.write(0, &[1; 4096]).unwrap();
+        // As if the disk had gone: no file goes so far.
+        let refused = Held::Write(1 << 63, Box::new([1]));
+        device.state().held.as_mut().unwrap().insert(0, refused);
+        device.release().unwrap_err();
+        device.write(0, &[2; 4096]).unwrap();
+        device.sync_data().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), [0; 4096]);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Format 2 puts each record into an [envelope](crate::seal); format 1 had none, and no number.
 
-use crate::mark::Life;
+use crate::mark::{Life, options};
 use crate::seal::{OPEN, unseal};
 use crate::table::{META, Tx, fault};
 use crate::{Fault, LedgerConfig};
@@ -10,7 +10,7 @@ use contracts::Timestamp;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::Read;
-use std::{fs::File, ops::Bound, path::Path, sync::Arc};
+use std::{ops::Bound, path::Path, sync::Arc};
 
 /// How this build stores records.
 pub(crate) const FORMAT: u64 = 2;
@@ -73,7 +73,8 @@ pub(crate) fn is_unborn(path: &Path) -> Result<bool, Fault> {
     if crate::mark::path_of(path).exists() {
         return Ok(false);
     }
-    let file = File::open(path).map_err(|e| Fault::io(path, &e))?;
+    let file = options().read(true).open(path);
+    let file = file.map_err(|e| Fault::io(path, &e))?;
     let mut rest = file.take(64 << 20);
     let mut head = [0; 4096];
     let read = rest.read(&mut head).map_err(|e| Fault::io(path, &e))?;

@@ -11,7 +11,9 @@
 //! its mark says was damaged or replaced, whatever it looks like.
 
 use crate::Fault;
+use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
@@ -70,8 +72,11 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 /// Reads the mark of `store`; `None` when there is none, or none that can be read as one.
 pub(crate) fn read(store: &Path) -> Result<Option<Mark>, Fault> {
     let path = path_of(store);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(parse(&bytes)),
+    let mut bytes = Vec::new();
+    let opened = options().read(true).open(&path);
+    let read = opened.and_then(|file| file.take(2 * HALF as u64).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(parse(&bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Fault::io(&path, &e)),
     }
@@ -116,9 +121,9 @@ impl Marker {
         let made = || -> std::io::Result<File> {
             let folder = store.parent().unwrap_or(Path::new("/"));
             let new = with_suffix(&path, ".new");
-            let mut options = OpenOptions::new();
-            let options = options.read(true).write(true).create(true).truncate(true);
-            let file = options.mode(0o600).open(&new)?;
+            let _ = std::fs::remove_file(&new);
+            let mut options = options();
+            let file = options.read(true).write(true).create_new(true).open(&new)?;
             own(&file, folder)?;
             file.write_all_at(&line(LIFE, mark.life.numbers()), 0)?;
             file.write_all_at(&progress(mark.life.epoch, mark.progress), HALF as u64)?;
@@ -139,7 +144,7 @@ impl Marker {
     /// Opens the mark that there is.
     pub(crate) fn open(store: &Path, mark: &Mark) -> Result<Self, Fault> {
         let path = path_of(store);
-        let file = OpenOptions::new().write(true).open(&path);
+        let file = options().write(true).open(&path);
         Ok(Self {
             file: file.map_err(|e| Fault::io(&path, &e))?,
             epoch: mark.life.epoch,
@@ -163,6 +168,15 @@ impl Life {
 
 fn progress(epoch: u64, progress: Progress) -> Vec<u8> {
     line(PROGRESS, [epoch, progress.commit, progress.delivered])
+}
+
+/// How the files of a store are opened: root looks at folders whose owner may have put anything into them, so that no
+/// link leads away from there, and a pipe keeps nobody waiting.
+pub(crate) fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    options.mode(0o600).custom_flags(flags.bits().cast_signed());
+    options
 }
 
 /// Gives a file that root makes to the owner of its folder.
@@ -205,6 +219,21 @@ mod tests {
         marker.note(now);
         let noted = read(&store).unwrap().unwrap();
         assert_eq!((noted.life, noted.progress), (MARK.life, now));
+    }
+
+    #[test]
+    fn a_mark_is_made_in_its_own_folder_whatever_is_in_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, other) = (dir.path().join("x.redb"), dir.path().join("precious"));
+        std::fs::write(&other, "precious").unwrap();
+        let new = with_suffix(&path_of(&store), ".new");
+        std::os::unix::fs::symlink(&other, &new).unwrap();
+        Marker::create(&store, &MARK).unwrap();
+        assert_eq!(std::fs::read(&other).unwrap(), b"precious");
+        assert_eq!(read(&store).unwrap(), Some(MARK));
+        std::fs::remove_file(path_of(&store)).unwrap();
+        std::os::unix::fs::symlink(&other, path_of(&store)).unwrap();
+        assert!(Marker::open(&store, &MARK).is_err() && read(&store).is_err());
     }
 
     #[test]

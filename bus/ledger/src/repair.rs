@@ -10,7 +10,7 @@
 //! outbox, and may see again some that it has.
 
 use crate::file::{create, keeps_to, lost};
-use crate::mark::{self, Life, Mark, Marker, Progress, own, with_suffix};
+use crate::mark::{self, Life, Mark, Marker, Progress, options, own, with_suffix};
 use crate::salvage::{Salvaged, salvage};
 use crate::seal::{OPEN, seal, unseal};
 use crate::table::{META, OUTBOX, Snapshot, fault, outbox_key};
@@ -19,6 +19,7 @@ use contracts::Timestamp;
 use contracts::integrity::{Cure, Damage, Finding, Mended};
 use redb::{Database, TableDefinition};
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// Most single damages that one file is reported with.
@@ -40,10 +41,12 @@ pub(crate) fn fsck(path: &Path, repair: bool) -> Result<crate::integrity::Found,
     let Look::Damaged(what) = look(path)? else {
         return Ok(Vec::new());
     };
-    let bytes = match std::fs::read(path) {
+    let mut bytes = Vec::new();
+    let opened = options().read(true).open(path);
+    match opened.and_then(|mut file| file.read_to_end(&mut bytes)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Fault::io(path, &e)),
-        bytes => bytes.unwrap_or_default(),
-    };
+        _ => {}
+    }
     let mark = mark::read(path)?;
     let salvaged = salvage(&bytes, mark.as_ref());
     let mark = mark.filter(|_| !salvaged.foreign);
@@ -139,7 +142,7 @@ fn rebuild(path: &Path, salvaged: &Salvaged, mark: Option<&Mark>) -> Result<Mend
         }
     };
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let file = File::open(&new).map_err(io)?;
+    let file = options().read(true).open(&new).map_err(io)?;
     own(&file, folder).map_err(io)?;
     file.sync_all().map_err(io)?;
     let seconds = now.0 / 1_000_000_000;
