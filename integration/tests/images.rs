@@ -406,3 +406,91 @@ async fn a_tagged_image_is_pushed_to_another_registry() -> Outcome {
     );
     node.stop_clean().await
 }
+
+/// A short name that a client made before names were read as users type them.
+async fn put_raw(node: &Node, name: &str, target: &Value) -> Outcome {
+    let path = format!("/v1/call/images.put?namespace={}", node.namespace());
+    let body = json!({"name": name, "target": target, "labels": {}});
+    node.post(&path, body).await?.ok().map(drop)
+}
+
+#[actix_rt::test]
+async fn a_short_name_means_the_same_image_everywhere() -> Outcome {
+    let registry = Registry::start().await?;
+    let image = marked("short")?.pack();
+    let name = registry.push(&image, "busybox", "1").await?;
+    let node = Node::start().await?;
+    node.pull(&name).await?;
+    let tag = node.at(&format!("/images/{name}:tag"));
+    let tagged = node.post(&tag, json!({"name": "copy"})).await?.ok()?;
+    let full = "docker.io/library/copy:latest";
+    assert_eq!(tagged["name"], full);
+    let again = node.post(&tag, json!({"name": "copy"})).await?;
+    assert_eq!(again.refusal(409)?, "ALREADY_EXISTS");
+
+    let at = |rest: &str| node.at(&format!("/images/{rest}"));
+    assert_eq!(node.get(&at("copy")).await?.ok()?["name"], full);
+    assert!(node.get(&at("copy/usage")).await?.ok()?["content"].is_u64());
+    assert!(node.get(&at("copy/config")).await?.ok()?["rootfs"].is_object());
+    let unpacked = node.post(&at("copy:unpack?wait=true"), json!({})).await?;
+    assert_eq!(unpacked.ok()?["name"], full);
+    let labels = json!({"labels": {"a": "b"}});
+    assert_eq!(node.patch(&at("copy"), labels).await?.ok()?["name"], full);
+    let run = json!({"id": "one", "image": "copy", "pull": "never", "args": ["cat", "/mark"]});
+    node.run_with(run).await?;
+    assert_eq!(node.exit_code("one").await?, 0);
+    node.remove("one").await?;
+    let body = json!({"target": tagged["target"], "labels": {"put": "yes"}});
+    let put = node.put(&at("copy"), body.clone()).await?.ok()?;
+    assert_eq!(
+        (&put["name"], &put["labels"]["put"]),
+        (&full.into(), &"yes".into())
+    );
+    let fresh = node.put(&at("fresh:2"), body.clone()).await?.ok()?;
+    assert_eq!(fresh["name"], "docker.io/library/fresh:2");
+    node.delete(&at("copy")).await?.ok()?;
+    assert_eq!(node.get(&at(full)).await?.refusal(404)?, "NOT_FOUND");
+    node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn a_name_that_is_there_as_it_was_given_comes_before_its_full_form() -> Outcome {
+    let registry = Registry::start().await?;
+    let (raw, other) = (marked("raw")?.pack(), marked("other")?.pack());
+    let node = Node::start().await?;
+    let raw_name = registry.push(&raw, "raw", "1").await?;
+    let target = node.pull(&raw_name).await?["target"].clone();
+    put_raw(&node, "copy", &target).await?;
+    let other_name = registry.push(&other, "other", "1").await?;
+    let second = node.pull(&other_name).await?["target"].clone();
+    put_raw(&node, "docker.io/library/copy:latest", &second).await?;
+
+    let at = |rest: &str| node.at(&format!("/images/{rest}"));
+    let shown = node.get(&at("copy")).await?.ok()?;
+    assert_eq!(
+        (&shown["name"], &shown["target"]),
+        (&"copy".into(), &target)
+    );
+    let unpacked = node
+        .post(&at("copy:unpack?wait=true"), json!({}))
+        .await?
+        .ok()?;
+    assert_eq!(
+        (&unpacked["name"], &unpacked["target"]),
+        (&"copy".into(), &target)
+    );
+    assert_eq!(
+        output(&node, "copy", "one", &["cat", "/mark"]).await?,
+        "raw"
+    );
+    let labels = json!({"labels": {"a": "b"}});
+    assert_eq!(node.patch(&at("copy"), labels).await?.ok()?["name"], "copy");
+    let body = json!({"target": second});
+    assert_eq!(node.put(&at("copy"), body).await?.ok()?["name"], "copy");
+    node.delete(&at("copy")).await?.ok()?;
+    let left = node.get(&at("copy")).await?.ok()?;
+    assert_eq!(left["name"], "docker.io/library/copy:latest");
+    put_raw(&node, "An Image", &target).await?;
+    assert_eq!(node.get(&at("An%20Image")).await?.ok()?["name"], "An Image");
+    node.stop_clean().await
+}

@@ -65,7 +65,9 @@ fn member(package: &Value) -> Option<Member> {
 fn floor(folder: &Path) -> u32 {
     match folder.to_str().unwrap_or_default() {
         "contracts" => 0,
-        "contracts/filter" | "bus/codec" | "bus/faults" | "bus/logfile" => 1,
+        "contracts/filter" | "contracts/reference" | "bus/codec" | "bus/faults" | "bus/logfile" => {
+            1
+        }
         "bus" => 2,
         "bus/ledger" => 3,
         "supervisor" | "integration/conformance" => 4,

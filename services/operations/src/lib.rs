@@ -25,7 +25,8 @@
 //! **Power and rot.** An image's name is written after its blobs (each synced before its record) and after its layers (one
 //! `diff.sync` before their records). What is here already is not believed: content looks at its bytes, and a layer is
 //! compared with its blob (`work/prove.rs`), both once per life of their plugin, so that a second pull costs nothing and a
-//! pull after a crash repairs. `work/scrub.rs` does the same for everything there is, on request and once in `scrub_hours`.
+//! pull after a crash repairs. `work/scrub.rs` does the same for everything there is, on request and once in `scrub_hours`;
+//! snapshots tell their layer by the label `gantry.io/layer`, so that those are compared, too, that no image names any more.
 //!
 //! A crash loses live progress, never work: what was running is begun again from its first step, and finds most of it
 //! done (blobs resume at their offset, finished layers exist). Each attempt acts under operation ids of its own, because

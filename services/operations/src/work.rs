@@ -5,6 +5,7 @@ mod collect;
 mod container;
 mod fetch;
 mod naming;
+mod origin;
 mod prove;
 mod pull;
 mod push;

@@ -13,8 +13,8 @@
 mod file;
 mod hints;
 
-use crate::reference::Reference;
 use contracts::{Error, Result};
+use reference::Reference;
 use std::{
     fmt, io,
     net::IpAddr,

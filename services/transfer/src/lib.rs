@@ -7,7 +7,7 @@
 //! | file | what it knows |
 //! |---|---|
 //! | `service.rs` | the actor: message → function |
-//! | `reference.rs` `platform.rs` `manifest.rs` | names, platforms, documents: pure |
+//! | `platform.rs` `manifest.rs` | platforms, documents: pure; names are read by `contracts/reference` |
 //! | `hosts.rs` | `hosts.toml`: whom to ask for a registry, and why |
 //! | `transport.rs` `auth.rs` `registry.rs` | one request: connection, credentials, redirects, what an answer means |
 //! | `resolve.rs` `fetch.rs` `push.rs` | tag → descriptor, one blob in, one blob or document out |
@@ -34,7 +34,6 @@ pub mod manifest;
 pub mod platform;
 mod progress;
 pub mod push;
-pub mod reference;
 pub mod registry;
 pub mod resolve;
 mod send;

@@ -8,7 +8,6 @@
 use crate::{
     auth::{self, Authorizer, Scopes, challenge},
     hosts::{self, Host},
-    reference::Reference,
     transport::{self, Transport},
 };
 use bytes::Bytes;
@@ -16,6 +15,7 @@ use contracts::{
     Code, Error, Result,
     transfer::{Access, Auth},
 };
+use reference::Reference;
 use reqwest::{
     Method, Request, Response, StatusCode, Url,
     header::{

@@ -6,7 +6,6 @@ use crate::{
     image, ingest,
     manifest::Document,
     progress::Report,
-    reference::Reference,
     registry::Registries,
     send,
     store::Store,
@@ -21,6 +20,7 @@ use contracts::{
     },
 };
 use futures_util::stream;
+use reference::Reference;
 use std::{fs::File, future::Future, path::PathBuf, rc::Rc};
 use tokio::sync::{Semaphore, mpsc};
 

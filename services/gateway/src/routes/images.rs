@@ -1,5 +1,6 @@
 //! Images: names and what they stand for; pull, push, unpack.
 
+use super::images_names::{find, meant, named};
 use crate::convert::image::{AuthBody, DescriptorView, ImageView, PulledView, access};
 use crate::convert::{DryView, LabelBody};
 use crate::errors::Answer;
@@ -7,16 +8,13 @@ use crate::lists;
 use crate::request::{Request, nothing, ok, versioned};
 use crate::router::{Route, delete, get, patch, post, put};
 use crate::work::{self, WAIT, When};
-use contracts::images::{Delete, Get, Image, List, Put, Tag, Update};
+use contracts::images::{Delete, Get, List, Put, Tag, Update};
 use contracts::operations::{Outcome, Pull, Push, Unpack, Work};
 use contracts::transfer::Resolve;
-use contracts::{Code, Descriptor, Error, ImageName, Namespace, Result, namespaces};
+use contracts::{Descriptor, ImageName};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
-
-/// Most namespaces that are searched for an image that is not in the caller's.
-const SEARCHED: u32 = 20;
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -194,45 +192,6 @@ async fn show(request: Request) -> Answer {
     versioned(image.version, ImageView::from(image))
 }
 
-/// Looks up the image of the path. Errors: `NotFound` naming the namespaces that do have it.
-pub(super) async fn find(request: &Request) -> Result<Image> {
-    let name: ImageName = request.part("name")?;
-    match request.call(Get { name: name.clone() }).await {
-        Err(error) if error.is(Code::NotFound) => Err(elsewhere(request, &name, error).await),
-        found => found,
-    }
-}
-
-async fn elsewhere(request: &Request, name: &ImageName, error: Error) -> Error {
-    let list = namespaces::List {
-        paging: contracts::Paging {
-            limit: SEARCHED,
-            ..Default::default()
-        },
-    };
-    let Ok(all) = request.call(list).await else {
-        return error;
-    };
-    let mut holding: Vec<Namespace> = Vec::new();
-    for namespace in all.items.into_iter().map(|info| info.name) {
-        let there = request.ctx.clone().in_namespace(namespace.clone());
-        let get = Get { name: name.clone() };
-        if request.bus().call(&there, get).await.is_ok() {
-            holding.push(namespace);
-        }
-    }
-    match holding.is_empty() {
-        true => error,
-        false => {
-            let names: Vec<&str> = holding.iter().map(Namespace::as_str).collect();
-            Error::new(
-                error.code,
-                format!("{}; it is in namespace {}", error.message, names.join(", ")),
-            )
-        }
-    }
-}
-
 /// What a name shall stand for.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -247,7 +206,7 @@ struct PutBody {
 
 async fn make(mut request: Request) -> Answer {
     let body: PutBody = request.json().await?;
-    let name: ImageName = request.part("name")?;
+    let name = named(&request).await?;
     contracts::check_labels(&body.labels)?;
     let target: Descriptor = body.target.into();
     if request.dry_run()? {
@@ -271,7 +230,7 @@ async fn make(mut request: Request) -> Answer {
 async fn relabel(mut request: Request) -> Answer {
     let body: LabelBody = request.json().await?;
     let update = Update {
-        name: request.part("name")?,
+        name: named(&request).await?,
         target: None,
         labels: body.into(),
         version: request.version()?,
@@ -286,7 +245,7 @@ async fn remove(request: Request) -> Answer {
         return ok(DryView::would(format!("delete {}", image.name), image));
     }
     let delete = Delete {
-        name: request.part("name")?,
+        name: named(&request).await?,
         version: request.version()?,
     };
     request.call(delete).await.map_err(|e| request.refused(e))?;
@@ -298,7 +257,7 @@ async fn remove(request: Request) -> Answer {
 #[serde(deny_unknown_fields)]
 #[schema(as = Tag)]
 struct TagBody {
-    /// The name.
+    /// The name; a short one is made in full, `copy` is `docker.io/library/copy:latest`.
     name: String,
     /// Whether an existing name is moved.
     #[serde(default)]
@@ -308,8 +267,8 @@ struct TagBody {
 async fn tag(mut request: Request) -> Answer {
     let body: TagBody = request.json().await?;
     let tag = Tag {
-        source: request.part("name")?,
-        name: ImageName::new(body.name)?,
+        source: named(&request).await?,
+        name: meant(&request, ImageName::new(body.name)?).await?,
         force: body.force,
     };
     let image = ImageView::from(request.call(tag).await?);

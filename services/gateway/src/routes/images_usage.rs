@@ -1,6 +1,6 @@
 //! What images hold: config, sizes, and which of them nobody uses.
 
-use super::images::find;
+use super::images_names::find;
 use crate::convert::snapshot::UsageView;
 use crate::errors::{Answer, Problem};
 use crate::param::{self, Param};

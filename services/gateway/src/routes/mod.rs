@@ -8,6 +8,7 @@ mod events;
 mod gc;
 mod images;
 mod images_archive;
+mod images_names;
 mod images_usage;
 mod ingests;
 mod later;

@@ -176,7 +176,7 @@ async fn a_failed_condition_is_412_and_an_unknown_one_501() {
     let body = r#"{"target":{"media_type":"a","digest":"sha256:DIGEST","size":1}}"#;
     let body = body.replace("DIGEST", &"a".repeat(64));
     let put = |version: &str| {
-        let path = "/v1/namespaces/default/images/a";
+        let path = "/v1/namespaces/default/images/example.org/a:1";
         edge.ask("PUT", path)
             .header("if-match", version)
             .body(body.clone())

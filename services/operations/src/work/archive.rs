@@ -3,7 +3,7 @@
 use super::{naming, unpack};
 use crate::run::{Run, maybe};
 use contracts::collect::Resource;
-use contracts::images::{Get, Put};
+use contracts::images::Put;
 use contracts::operations::{Export, Import, PulledImage};
 use contracts::transfer::{self, Plan};
 use contracts::{Code, Descriptor, Error, ImageName, Labels, Result};
@@ -109,9 +109,8 @@ pub(super) async fn export(run: &Run, export: Export) -> Result<Vec<PulledImage>
     }
     let mut images = Vec::new();
     for reference in &export.images {
-        let name = naming::full(run, reference).await?;
-        let image = run.call(Get { name: name.clone() }).await?;
-        images.push((name, image.target));
+        let image = naming::image(run, reference).await?;
+        images.push((image.name, image.target));
     }
     let request = transfer::Export {
         images: images.clone(),

@@ -5,7 +5,6 @@ use crate::run::{Run, maybe, undone};
 use contracts::collect::Resource;
 use contracts::containers::{Container, Create, Delete, Generate, Get};
 use contracts::diff::Lookup;
-use contracts::images;
 use contracts::operations::{CreateContainer, Pull};
 use contracts::snapshots::{Mounts, Prepare, Remove, Snapshots, Stat};
 use contracts::tasks::{self, Stdio, Task};
@@ -186,11 +185,14 @@ async fn record(run: &Run, asked: &CreateContainer, rootfs: Option<&Rootfs>) -> 
 }
 
 async fn rootfs(run: &Run, asked: &CreateContainer) -> Result<Rootfs> {
-    let (driver, name) = futures_util::try_join!(
+    let (driver, here) = futures_util::try_join!(
         naming::snapshotter(run, &asked.snapshotter),
-        naming::full(run, &asked.image)
+        here(run, asked)
     )?;
-    let plan = image(run, asked, &driver, &name).await?;
+    let (name, plan) = match here {
+        Some(here) => here,
+        None => fetched(run, asked, &driver).await?,
+    };
     let (key, mounts) = match prepare(run, asked, &driver, &plan).await {
         // It is not unpacked, or not any more: what is prepared on it from now on keeps it.
         Err(error) if error.is(Code::NotFound) && !plan.layers.is_empty() => {
@@ -246,21 +248,16 @@ async fn found(run: &Run, driver: &str, key: &SnapshotKey) -> Result<Vec<Mount>>
     )))
 }
 
-/// Finds the image, and pulls it when that is wanted.
-async fn image(
+/// Pulls the image when that is wanted.
+async fn fetched(
     run: &Run,
     asked: &CreateContainer,
     driver: &str,
-    name: &ImageName,
-) -> Result<ImagePlan> {
-    if asked.pull != "always"
-        && let Some(plan) = here(run, asked, name).await?
-    {
-        return Ok(plan);
-    }
+) -> Result<(ImageName, ImagePlan)> {
     if asked.pull == "never" {
         return Err(Error::not_found(format!(
-            "image {name}: not here, and pull is \"never\"; pull it first"
+            "image {}: not here, and pull is \"never\"; pull it first",
+            naming::full(&asked.image)?
         )));
     }
     let request = Pull {
@@ -271,26 +268,28 @@ async fn image(
         ..Pull::default()
     };
     let pulled = pull::held(run, &request).await?;
-    run.call(Plan {
+    let plan = run.call(Plan {
         target: pulled.target,
         platform: asked.platform.clone(),
         shallow: false,
-    })
-    .await
+    });
+    Ok((pulled.name, plan.await?))
 }
 
-async fn here(run: &Run, asked: &CreateContainer, name: &ImageName) -> Result<Option<ImagePlan>> {
-    let Some(image) = maybe(run.call(images::Get { name: name.clone() }).await)? else {
+/// Finds the image and what it is made of; `None` when any of it is not here, or shall be looked for anew.
+async fn here(run: &Run, asked: &CreateContainer) -> Result<Option<(ImageName, ImagePlan)>> {
+    if asked.pull == "always" {
+        return Ok(None);
+    }
+    let Some(image) = naming::here(run, &asked.image).await? else {
         return Ok(None);
     };
-    maybe(
-        run.call(Plan {
-            target: image.target,
-            platform: asked.platform.clone(),
-            shallow: false,
-        })
-        .await,
-    )
+    let plan = run.call(Plan {
+        target: image.target,
+        platform: asked.platform.clone(),
+        shallow: false,
+    });
+    Ok(maybe(plan.await)?.map(|plan| (image.name, plan)))
 }
 
 async fn spec(run: &Run, asked: &CreateContainer, rootfs: &Rootfs) -> Result<String> {

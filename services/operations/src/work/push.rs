@@ -2,21 +2,20 @@
 
 use super::naming;
 use crate::run::Run;
-use contracts::images::Get;
 use contracts::operations::{PulledImage, Push};
 use contracts::{Error, Result, transfer};
 use futures_util::StreamExt;
 
 /// Sends an image. Errors: `NotFound` for the image or its content; those of the registry.
 pub(super) async fn push(run: &Run, push: &Push) -> Result<PulledImage> {
-    let name = naming::full(run, &push.image).await?;
-    let image = run.call(Get { name: name.clone() }).await?;
+    let image = naming::image(run, &push.image).await?;
+    let name = image.name.clone();
     let reference = if push.reference.is_empty() {
         name.to_string()
     } else {
         push.reference.clone()
     };
-    let target = naming::full(run, &reference).await?;
+    let target = naming::full(&reference)?;
     let request = transfer::Push {
         reference,
         target: image.target.clone(),

@@ -1,16 +1,18 @@
-//! Scrub: every owner looks at its own disk, step by step; then every image's unpacked layers are compared with their blobs.
+//! Scrub: every owner looks at its own disk, step by step; then every image's unpacked layers are compared with their blobs,
+//! and then those that no image names any more, as long as their blobs are here.
 //!
 //! Gentle: after each step as much time passes without one as the setting `scrub_share` says. Nothing is held: what is
 //! removed meanwhile is no finding. Begun again after a crash it looks at everything once more, for a finding that was
 //! told once is told again while it is true.
 
+use super::origin;
 use super::prove::{self, Chain};
-use super::unpack::steps;
+use super::unpack::{steps, steps_of};
 use crate::run::Run;
 use contracts::diff::Verified;
 use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Integrity, Mend};
 use contracts::operations::{Scrub, Scrubbed};
-use contracts::snapshots::{Driver, Snapshots, Stat};
+use contracts::snapshots::{Driver, DriverInfo, Snapshots, Stat};
 use contracts::transfer::{ImagePlan, Plan};
 use contracts::{Code, Error, Namespace, Paging, PluginId, Result, images, namespaces};
 use std::collections::BTreeSet;
@@ -192,10 +194,59 @@ async fn layers(run: &Run, asked: &Scrub, sum: &mut Sum) -> Result<()> {
             }
         }
         if page.next.is_empty() {
-            return Ok(());
+            break;
         }
         paging.token = page.next;
     }
+    match asked.deep {
+        true => unnamed(run, asked, &mut seen, sum).await,
+        false => Ok(()),
+    }
+}
+
+/// The layers that no image names: they wait for the collector, or a container lies on them. An image that shares one
+/// would take it as it is, so one that cannot be compared is no longer trusted.
+async fn unnamed(
+    run: &Run,
+    asked: &Scrub,
+    seen: &mut BTreeSet<String>,
+    sum: &mut Sum,
+) -> Result<()> {
+    for (driver, info) in drivers(run, sum).await {
+        let known = origin::known(run, &driver).await?;
+        for name in known.keys() {
+            if !seen.insert(format!("{driver} {name}")) {
+                continue;
+            }
+            let Some(layers) = origin::layers(&known, name) else {
+                continue;
+            };
+            let below = if info.rebase { layers.len() - 1 } else { 0 };
+            if !origin::are_here(run, &layers[below..]).await? {
+                run.unproven(&driver, name);
+                continue;
+            }
+            let chain = Chain {
+                driver: &driver,
+                steps: &steps_of(&layers)?,
+                stacked: info.rebase,
+            };
+            one(run, asked, chain, layers.len() - 1, sum).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The drivers that answer.
+async fn drivers(run: &Run, sum: &mut Sum) -> Vec<(String, DriverInfo)> {
+    let mut drivers = Vec::new();
+    for plugin in run.bus.peers::<Snapshots>().to_vec() {
+        match run.call_at_driver(plugin.id(), Driver {}).await {
+            Ok(info) => drivers.push((plugin.id().to_owned(), info)),
+            Err(error) => sum.unchecked(plugin.as_str(), error),
+        }
+    }
+    drivers
 }
 
 async fn image_layers(
@@ -206,15 +257,8 @@ async fn image_layers(
     sum: &mut Sum,
 ) -> Result<()> {
     let steps = steps(plan)?;
-    for plugin in run.bus.peers::<Snapshots>().to_vec() {
-        let driver = plugin.id();
-        let info = match run.call_at_driver(driver, Driver {}).await {
-            Ok(info) => info,
-            Err(error) => {
-                sum.unchecked(plugin.as_str(), error);
-                continue;
-            }
-        };
+    for (driver, info) in drivers(run, sum).await {
+        let driver = driver.as_str();
         let chain = Chain {
             driver,
             steps: &steps,

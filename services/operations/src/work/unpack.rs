@@ -5,13 +5,13 @@
 
 use super::fetch::{self, Source};
 use super::naming;
+use super::origin;
 use super::prove::{Chain, prove};
 use crate::board::UNPACKING;
 use crate::run::{Run, maybe, undone};
 use contracts::collect::Resource;
 use contracts::content::Update;
 use contracts::diff::{Applied, Apply, Settle, Sync};
-use contracts::images::Get;
 use contracts::operations::{PulledImage, Unpack};
 use contracts::snapshots::{Commit, Driver, List, Prepare, REBASE, Remove, Snapshots, Stat, View};
 use contracts::transfer::{ImagePlan, Layer, Plan};
@@ -44,8 +44,7 @@ pub(super) async fn unpack_named(run: &Run, asked: &Unpack) -> Result<PulledImag
 }
 
 async fn unpack_held(run: &Run, asked: &Unpack) -> Result<PulledImage> {
-    let name = naming::full(run, &asked.image).await?;
-    let image = run.call(Get { name: name.clone() }).await?;
+    let image = naming::image(run, &asked.image).await?;
     run.keep(vec![Resource::Content(image.target.digest.clone())])
         .await?;
     let plan = run
@@ -58,7 +57,7 @@ async fn unpack_held(run: &Run, asked: &Unpack) -> Result<PulledImage> {
     let driver = naming::snapshotter(run, &asked.snapshotter).await?;
     let snapshot = unpack(run, None, &plan, &driver).await?;
     Ok(PulledImage {
-        name,
+        name: image.name,
         target: image.target,
         platform: Some(plan.platform),
         snapshot,
@@ -123,6 +122,11 @@ pub(super) async fn unpack(
 }
 
 pub(super) fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
+    steps_of(&plan.layers)
+}
+
+/// As [`steps`], of layers that no plan names, lowest first.
+pub(super) fn steps_of(layers: &[Layer]) -> Result<Vec<Step<'_>>> {
     let mut parent = None;
     let unknown =
         |layer: &Layer| Error::internal(format!("layer {}: has no chain id", layer.blob.digest));
@@ -141,7 +145,7 @@ pub(super) fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
             parent: below,
         })
     };
-    plan.layers.iter().enumerate().map(step).collect()
+    layers.iter().enumerate().map(step).collect()
 }
 
 /// Holds every layer, found or made, and what it is first extracted into: one write for all of them.
@@ -399,7 +403,7 @@ async fn commit(
         name: step.name.clone(),
         key: key.clone(),
         parent,
-        labels: Labels::new(),
+        labels: origin::labels(step.blob, step.diff_id),
     };
     match run.bus.call_named(driver, &run.kept(), commit).await {
         Ok(()) => {

@@ -8,11 +8,11 @@ use crate::{
     manifest::{Document, write_index},
     platform,
     progress::{Meter, Report},
-    reference::Reference,
     store::Store,
 };
 use bytes::Bytes;
 use contracts::{Code, Descriptor, Error, ImageName, Result};
+use reference::Reference;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,

@@ -12,11 +12,11 @@ use crate::{
         self, DOCKER_CONFIG, DOCKER_LAYER, DOCKER_LAYER_GZIP, DOCKER_LAYER_ZSTD, DOCKER_MANIFEST,
         Document, ImageConfig, OCI_INDEX,
     },
-    reference::Reference,
     resolve::descriptor,
     store::{self, Store, Writing},
 };
 use contracts::{Code, Descriptor, Digest, Error, Labels, Ref, Result, content::Commit};
+use reference::Reference;
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use std::{

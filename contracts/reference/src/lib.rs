@@ -1,8 +1,11 @@
 //! Image references: text as a user types it, turned into registry, repository, tag and digest.
 //!
 //! Pure. Source: the `reference` grammar of the distribution project, with Docker Hub's defaults.
+//!
+//! Names of images are free text, as containerd has them; users type references. The rule for both, everywhere: a name
+//! that is there as it was given is meant; otherwise its [`full`] form is, and a new name is made in full.
 
-use contracts::{Digest, Error, Result};
+use contracts::{Digest, Error, ImageName, Result};
 use std::fmt;
 
 /// The registry meant when a reference names none.
@@ -90,6 +93,17 @@ impl fmt::Display for Reference {
             None => Ok(()),
         }
     }
+}
+
+/// The full form of a name: `busybox` is `docker.io/library/busybox:latest`. What is no reference, and a bare digest,
+/// which others use as the name of an image, stay as they are.
+pub fn full(given: &ImageName) -> ImageName {
+    if Digest::new(given.as_str()).is_ok() {
+        return given.clone();
+    }
+    let full = Reference::parse(given.as_str()).map(|reference| reference.to_string());
+    full.and_then(ImageName::new)
+        .unwrap_or_else(|_| given.clone())
 }
 
 fn read(text: &str) -> Result<Reference, String> {
@@ -280,6 +294,20 @@ mod tests {
             hub.as_ref().map(Reference::registry_host),
             Ok("registry-1.docker.io")
         );
+    }
+
+    #[test]
+    fn a_name_that_is_no_reference_stays_as_it_was_given() -> Result<()> {
+        let cases = [
+            ("copy", "docker.io/library/copy:latest"),
+            ("example.org/a:1", "example.org/a:1"),
+            ("An Image", "An Image"),
+            (DIGEST, DIGEST),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(super::full(&ImageName::new(given)?).as_str(), expected);
+        }
+        Ok(())
     }
 
     #[test]
