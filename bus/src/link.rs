@@ -7,12 +7,16 @@
 //! At most [`WINDOW`] calls are pending; the next waits for its turn. So the peer never has more of this caller than it
 //! reads at once, and hears every cancellation.
 //!
+//! A call that ends the peer each time it is sent is found, and refused instead of being sent for ever: `suspects.rs`.
+//!
 //! A link whose bytes are no frames is reported, and so is one that stays closed though its peer lives: the supervisor
 //! makes it anew.
 
 mod standing;
+mod suspects;
 #[cfg(test)]
 mod tests;
+mod trials;
 
 use crate::control::{pack, unpack};
 use crate::envelope::{Body, CallFrame, Frame};
@@ -21,9 +25,16 @@ use crate::server::{FIRST_CREDIT, WINDOW, hang_up, write_all};
 use contracts::{Error, Fd, PluginId, Result, plugin::State};
 use standing::Standing;
 use std::{
-    cell::Cell, cell::RefCell, collections::BTreeMap, future::Future, io, rc::Rc, sync::Arc,
+    cell::Cell,
+    cell::RefCell,
+    collections::BTreeMap,
+    future::Future,
+    io,
+    rc::{Rc, Weak},
+    sync::Arc,
     time::Duration,
 };
+use suspects::Suspects;
 use tokio::{
     net::UnixStream,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -45,6 +56,9 @@ pub(crate) struct Link {
     pending: RefCell<BTreeMap<u64, Pending>>,
     connection: RefCell<Option<Connection>>,
     standing: RefCell<Standing>,
+    suspects: RefCell<Suspects>,
+    /// This link, for what goes on by itself.
+    me: Weak<Link>,
     room: Arc<Semaphore>,
     /// Whom to tell that this link is of no more use, and what was last told.
     report: RefCell<Option<Report>>,
@@ -105,7 +119,7 @@ impl Drop for Withdraw {
 
 impl Link {
     pub(crate) fn new(peer: PluginId) -> Rc<Self> {
-        Rc::new(Self {
+        Rc::new_cyclic(|me| Self {
             peer,
             next: Cell::new(1),
             pending: RefCell::default(),
@@ -115,6 +129,8 @@ impl Link {
                 cause: String::new(),
                 chain: Vec::new(),
             }),
+            suspects: RefCell::new(trials::none()),
+            me: me.clone(),
             room: Arc::new(Semaphore::new(WINDOW)),
             report: RefCell::new(None),
             broke: RefCell::default(),
@@ -221,6 +237,7 @@ impl Link {
         actix::spawn(write_all(stream.clone(), queue));
         self.detach();
         self.broke.replace(String::new());
+        self.suspects.borrow_mut().opened();
         self.connection.replace(Some(Connection {
             number,
             out,
@@ -229,12 +246,14 @@ impl Link {
         actix::spawn(self.clone().read_all(stream, number));
         let pending: Vec<u64> = self.pending.borrow().keys().copied().collect();
         actix::spawn(self.clone().resend(number, pending));
+        self.go_on();
     }
 
     /// Lets go of the current socket, if there is one. Reads and writes stay pending.
     pub(crate) fn detach(&self) {
         if let Some(old) = self.connection.take() {
             hang_up(&old.stream);
+            self.closed();
         }
         self.break_streams();
     }
@@ -278,13 +297,14 @@ impl Link {
         let Ok(place) = out.reserve().await else {
             return;
         };
-        if self.number() != Some(number) {
+        if self.number() != Some(number) || self.suspects.borrow_mut().holds(id) {
             return;
         }
         let packet = match self.pending.borrow_mut().get_mut(&id) {
-            Some(pending) => pending.packet(number),
-            None => return,
+            Some(pending) if pending.sent != Some(number) => pending.packet(number),
+            _ => return,
         };
+        self.suspects.borrow_mut().delivered(id, Instant::now());
         match packet {
             Ok(packet) => place.send(packet),
             Err(error) => self.finish(id, Err(error)),
@@ -330,6 +350,7 @@ impl Link {
         hang_up(&stream);
         if self.number() == Some(number) {
             self.connection.replace(None);
+            self.closed();
             self.break_streams();
             self.miss(broke).await;
         }
@@ -364,7 +385,7 @@ impl Link {
             }
             Frame::Item { id, body } => self.item(id, (body.0, fds)),
             Frame::End { id, result } => match result {
-                Ok(()) => drop(self.pending.borrow_mut().remove(&id)),
+                Ok(()) => drop(self.remove(id)),
                 Err(error) => self.finish(id, Err(self.through_me(error))),
             },
             Frame::Call(_) | Frame::Cancel { .. } | Frame::Credit { .. } => {
@@ -391,22 +412,29 @@ impl Link {
         self.tell(&Frame::Cancel { id });
     }
 
-    fn finish(&self, id: u64, result: Result<Encoded>) {
+    /// Takes a call out; whoever had to wait for its end goes on.
+    fn remove(&self, id: u64) -> Option<Pending> {
         let pending = self.pending.borrow_mut().remove(&id);
-        if let Some(pending) = pending {
+        self.suspects.borrow_mut().forget(id);
+        self.go_on();
+        pending
+    }
+
+    fn finish(&self, id: u64, result: Result<Encoded>) {
+        if let Some(pending) = self.remove(id) {
             pending.waiter.finish(result);
         }
     }
 
     fn break_streams(&self) {
-        let mut pending = self.pending.borrow_mut();
+        let pending = self.pending.borrow();
         let broken: Vec<u64> = pending
             .iter()
             .filter(|(_, call)| call.sent.is_some() && matches!(call.waiter, Waiter::Many(_)))
             .map(|(&id, _)| id)
             .collect();
-        let broken: Vec<Pending> = broken.iter().filter_map(|id| pending.remove(id)).collect();
         drop(pending);
+        let broken: Vec<Pending> = broken.iter().filter_map(|&id| self.remove(id)).collect();
         for stream in broken {
             let error = Error::unavailable(format!(
                 "{}: stream broke: {} ended",
@@ -418,8 +446,7 @@ impl Link {
     }
 
     fn withdraw(&self, id: u64) {
-        let pending = self.pending.borrow_mut().remove(&id);
-        let sent = pending.and_then(|pending| pending.sent);
+        let sent = self.remove(id).and_then(|pending| pending.sent);
         if sent.is_some() && sent == self.number() {
             self.tell(&Frame::Cancel { id });
         }

@@ -15,17 +15,18 @@ impl Link {
     /// Hears from the supervisor how the peer stands; fails what waits for a peer that will not come back by itself.
     pub(crate) fn stands(&self, state: State, cause: String, chain: Vec<PluginId>) {
         let gone = matches!(state, State::Failed | State::Stopped);
-        self.standing.replace(Standing {
+        let before = self.standing.replace(Standing {
             state,
             cause,
             chain,
         });
         if gone {
-            let pending = std::mem::take(&mut *self.pending.borrow_mut());
-            for waiting in pending.into_values() {
-                waiting.waiter.finish(Err(self.unavailable()));
+            let pending: Vec<u64> = self.pending.borrow().keys().copied().collect();
+            for id in pending {
+                self.finish(id, Err(self.unavailable()));
             }
         }
+        self.changed(before.state);
     }
 
     /// Whether the peer is ready, as far as the supervisor has told.

@@ -440,3 +440,95 @@ async fn an_error_about_another_plugin_gets_the_peer_in_front_of_its_chain() {
     let error = call.await.unwrap().unwrap_err();
     assert_eq!(error.chain, [link.peer.clone(), stuck]);
 }
+
+/// A life of a peer that dies of call number `poison`, if it gets it, and answers all others. Says which it got.
+async fn life(link: &Rc<Link>, poison: u64, crash: &str) -> Vec<u64> {
+    let mut peer = Peer::of(link);
+    link.stands(State::Ready, String::new(), Vec::new());
+    let mut got = Vec::new();
+    while !link.pending.borrow().is_empty() {
+        let call = peer.call().await;
+        got.push(call.id);
+        if call.id == poison {
+            break;
+        }
+        peer.answer(call.id).await;
+        let is_answered = || !link.pending.borrow().contains_key(&call.id);
+        until("the answer arrives", is_answered).await;
+    }
+    drop(peer);
+    until("the link lets go", || link.number().is_none()).await;
+    link.stands(State::Backoff, crash.into(), Vec::new());
+    got
+}
+
+#[actix::test]
+async fn a_call_that_ends_its_peer_each_time_is_refused_by_name_and_the_others_are_answered() {
+    let link = link();
+    let mut waiting = calls(&link, 40, 10, SOON);
+    until("all calls wait", || link.pending.borrow().len() == 40).await;
+    let poison = link.pending.borrow().keys().nth(2).copied().unwrap();
+    let crash = "it ended: panicked at src/x.rs:1:2: oh";
+    let mut lives = Vec::new();
+    while link.pending.borrow().contains_key(&poison) {
+        let got = life(&link, poison, crash).await;
+        lives.push(got.iter().filter(|id| **id == poison).count());
+    }
+    assert_eq!(lives, [1; 4], "how often each life got it");
+    let error = waiting.remove(2).await.unwrap().unwrap_err();
+    assert_eq!(error.code, contracts::Code::Internal);
+    for part in [
+        "content.stat: plugin content/local crashed 4 times in a row",
+        crash,
+        "GET /v1/plugins/content/local",
+    ] {
+        assert!(error.message.contains(part), "{error}");
+    }
+    assert_eq!(error.plugin, Some(link.peer.clone()));
+    let late = calls(&link, 1, 10, SOON);
+    until("it waits", || link.pending.borrow().len() >= 1).await;
+    life(&link, poison, crash).await;
+    for call in waiting.into_iter().chain(late) {
+        assert_eq!(call.await.unwrap().unwrap().0, [7]);
+    }
+}
+
+#[actix::test]
+async fn who_waits_for_a_suspect_goes_on_when_the_suspect_is_given_up() {
+    let link = link();
+    let suspect = calls(&link, 1, 10, SOON);
+    until("it waits", || link.pending.borrow().len() == 1).await;
+    let id = link.pending.borrow().keys().next().copied().unwrap();
+    for _ in 0..2 {
+        life(&link, id, "it ended: exit code 1").await;
+    }
+    let waiting = calls(&link, 3, 10, SOON);
+    until("all calls wait", || link.pending.borrow().len() == 4).await;
+    let mut peer = Peer::of(&link);
+    link.stands(State::Ready, String::new(), Vec::new());
+    assert_eq!(peer.call().await.id, id, "alone");
+    suspect[0].abort();
+    assert!(matches!(peer.next().await, Some(Frame::Cancel { .. })));
+    for _ in 0..3 {
+        let next = peer.call().await;
+        peer.answer(next.id).await;
+    }
+    for call in waiting {
+        assert!(call.await.unwrap().is_ok());
+    }
+}
+
+#[actix::test]
+async fn a_peer_that_is_killed_over_and_over_gets_every_call_until_one_life_answers() {
+    let link = link();
+    let waiting = calls(&link, 1, 10, SOON);
+    until("it waits", || link.pending.borrow().len() == 1).await;
+    let id = link.pending.borrow().keys().next().copied().unwrap();
+    for _ in 0..30 {
+        assert_eq!(life(&link, id, "it ended: signal 9 (SIGKILL)").await, [id]);
+    }
+    life(&link, 0, "").await;
+    for call in waiting {
+        assert!(call.await.unwrap().is_ok());
+    }
+}
