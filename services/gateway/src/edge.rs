@@ -1,7 +1,7 @@
 //! What every connection shares, and the way of one request through it.
 
 use crate::errors::{Answer, Problem};
-use crate::keyed::{self, Begun};
+use crate::keyed::{self, Begun, Key};
 use crate::metrics::Metrics;
 use crate::news::News;
 use crate::path::Path;
@@ -77,24 +77,29 @@ impl Edge {
     ) -> Answer {
         let mut request = Request::new(self, http, body, route, captures)?;
         let operation = HeaderValue::from_str(request.ctx.operation.as_str());
-        let key = match keyed::begin(&mut request, route).await? {
-            Begun::Known(response) => return Ok(response),
-            Begun::Fresh(key) => key,
+        let mut response = match keyed::begin(&mut request, route).await? {
+            Begun::Known(response) => response,
+            Begun::Fresh(key) => answered(key, request, route).await,
         };
-        let later = request.later.clone();
-        let answer = (route.handler)(request).await;
-        let (mut response, settled) = match key {
-            Some(key) => key.settle(answer).await,
-            None => (answer.unwrap_or_else(|problem| problem.response()), true),
-        };
-        if settled {
-            later.run().await;
-        }
         if let (Ok(operation), false) = (operation, response.headers().contains_key(OPERATION)) {
             response.headers_mut().insert(OPERATION, operation);
         }
         Ok(response)
     }
+}
+
+/// Lets the handler answer; what it left for later is done when a repetition would get that answer.
+async fn answered(key: Option<Key>, request: Request, route: &Route) -> HttpResponse {
+    let later = request.later.clone();
+    let answer = (route.handler)(request).await;
+    let (response, settled) = match key {
+        Some(key) => key.settle(answer).await,
+        None => (answer.unwrap_or_else(|problem| problem.response()), true),
+    };
+    if settled {
+        later.run().await;
+    }
+    response
 }
 
 fn admitted(http: &HttpRequest, route: &Route, token: Option<&Token>) -> Result<(), Problem> {

@@ -2,11 +2,12 @@
 //!
 //! The key is bound to the request before anything is done, and the answer is kept before it is sent; both belong to
 //! `operations`, for an edge owns no state. Between the two every owner knows the calls by their operation ids, which are
-//! derived from the key, so a repetition meets what its first has done. A refusal frees the key: nothing was changed.
+//! derived from the key, so a repetition meets what its first has done. A refusal frees the key: nothing was changed. Where
+//! that is not sure, for something ran out or was cancelled on the way, the key stays bound.
 //!
 //! Source: IETF draft-ietf-httpapi-idempotency-key-header.
 
-use crate::edge::Edge;
+use crate::edge::{Edge, OPERATION};
 use crate::errors::{Answer as Answered, Problem};
 use crate::request::{Accept, Request};
 use crate::router::Route;
@@ -21,7 +22,14 @@ use std::rc::Rc;
 /// Largest answer that is kept, in bytes: with its headers it must fit a frame.
 const KEPT: usize = 48 * 1024;
 /// Headers that belong to an answer.
-const BELONGING: [header::HeaderName; 3] = [header::CONTENT_TYPE, header::LOCATION, header::ETAG];
+const BELONGING: [header::HeaderName; 4] = [
+    header::CONTENT_TYPE,
+    header::LOCATION,
+    header::ETAG,
+    OPERATION,
+];
+/// What proxies write for a client that gave up, and we for work that was cancelled.
+const CANCELLED: u16 = 499;
 
 /// A key that is bound to the request under way.
 pub(crate) struct Key {
@@ -123,7 +131,7 @@ impl Key {
         let (response, kept) = whole(response);
         let settled = match (kept, response.status()) {
             (Some(kept), status) if status.is_success() => self.keep(Some(kept)).await,
-            (_, status) if status.is_client_error() => {
+            (_, status) if is_refusal(status) => {
                 self.keep(None).await;
                 false
             }
@@ -148,6 +156,12 @@ impl Key {
     }
 }
 
+/// Whether a status says that nothing was changed, not even half of it.
+fn is_refusal(status: StatusCode) -> bool {
+    let unsure = [StatusCode::TOO_MANY_REQUESTS.as_u16(), CANCELLED];
+    status.is_client_error() && !unsure.contains(&status.as_u16())
+}
+
 /// The answer as it is kept, when all of it is here and not too large.
 fn whole(response: HttpResponse) -> (HttpResponse, Option<Answer>) {
     let (head, body) = response.into_parts();
@@ -155,8 +169,8 @@ fn whole(response: HttpResponse) -> (HttpResponse, Option<Answer>) {
         Ok(bytes) => bytes,
         Err(body) => return (head.set_body(body), None),
     };
-    let headers = BELONGING.iter().filter_map(|name| {
-        let value = head.headers().get(name)?.to_str().ok()?;
+    let headers = BELONGING.into_iter().filter_map(|name| {
+        let value = head.headers().get(&name)?.to_str().ok()?;
         Some((name.to_string(), value.to_owned()))
     });
     let kept = std::str::from_utf8(&bytes)
@@ -179,6 +193,7 @@ mod tests {
         let first = HttpResponse::Created()
             .insert_header((header::LOCATION, "/v1/things/1"))
             .insert_header(("x-other", "1"))
+            .insert_header((OPERATION, "0123"))
             .json(serde_json::json!({"id": 1}));
         let (first, kept) = whole(first);
         let kept = kept.unwrap();
@@ -189,7 +204,15 @@ mod tests {
         let (second, again) = whole(again(&kept));
         assert_eq!(second.headers().get("location").unwrap(), "/v1/things/1");
         assert!(second.headers().get("x-other").is_none());
+        assert_eq!(second.headers().get(OPERATION).unwrap(), "0123");
         assert_eq!(again.unwrap(), kept);
+    }
+
+    #[test]
+    fn a_key_stays_bound_unless_its_request_was_refused_for_sure() {
+        let frees = |status| is_refusal(StatusCode::from_u16(status).unwrap());
+        assert!([400, 404, 409, 412, 416].into_iter().all(frees));
+        assert!(![200, 202, 429, 499, 500, 503, 504].into_iter().any(frees));
     }
 
     #[test]
