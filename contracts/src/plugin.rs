@@ -267,7 +267,8 @@ pub struct Change {
 /// new one does not become ready, or does not stay so, that process and those before it go back to the old build.
 ///
 /// Answers at once; [`Upgrading`] tells how it goes. Errors: `NotFound` for the file or a plugin; `InvalidArgument` for
-/// a file that is no build of gantry; `FailedPrecondition` while another upgrade runs.
+/// a file that is no build of gantry; `PermissionDenied` for one that others can have written; `FailedPrecondition` while
+/// another upgrade runs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Upgrade {

@@ -6,7 +6,7 @@ use contracts::{Error, Result, plugin::PluginSpec};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::Metadata,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -86,12 +86,25 @@ fn differs(ours: &PluginSpec, theirs: &PluginSpec) -> Option<&'static str> {
     .find_map(|(same, what)| (!same).then_some(what))
 }
 
-/// Checks the kind of a file. Errors: `InvalidArgument`.
+/// Checks the kind of a file, and whose it is: the supervisor runs it with all that it may do itself, and whoever asked
+/// for that may be less, such as a plugin. Errors: `InvalidArgument`, `PermissionDenied`.
 pub(crate) fn executable(facts: &Metadata) -> Result<()> {
-    let is_program = facts.is_file() && facts.permissions().mode() & 0o111 != 0;
-    match is_program {
-        true => Ok(()),
-        false => Err(Error::invalid("is not an executable file")),
+    let mode = facts.permissions().mode();
+    if !facts.is_file() || mode & 0o111 == 0 {
+        return Err(Error::invalid("is not an executable file"));
+    }
+    let us = rustix::process::geteuid().as_raw();
+    trusted(facts.uid(), mode, us).map_err(Error::denied)
+}
+
+/// Whether nobody but root and `us` can have written a file. Errors: in words.
+fn trusted(owner: u32, mode: u32, us: u32) -> Result<(), String> {
+    match (owner == 0 || owner == us, mode & 0o002) {
+        (false, _) => Err(format!(
+            "belongs to uid {owner}, who is not trusted with the node; try `chown {us}`"
+        )),
+        (true, 0) => Ok(()),
+        (true, _) => Err("can be written by everybody; try `chmod o-w`".into()),
     }
 }
 
@@ -161,6 +174,16 @@ mod tests {
         let mut foreign = spec("x/y", &[]);
         foreign.exec = Some(vec!["/bin/x".into()]);
         BuildFacts::new("1", Vec::new()).fits(&[&foreign]).unwrap();
+    }
+
+    #[test]
+    fn a_build_that_others_can_have_written_is_refused() {
+        trusted(0, 0o755, 1000).unwrap();
+        trusted(1000, 0o775, 1000).unwrap();
+        let refusal = trusted(7, 0o755, 0).unwrap_err();
+        assert!(refusal.contains("uid 7"), "{refusal}");
+        let refusal = trusted(0, 0o777, 0).unwrap_err();
+        assert!(refusal.contains("chmod o-w"), "{refusal}");
     }
 
     async fn said_by(script: &str) -> String {
