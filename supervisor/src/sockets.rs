@@ -44,19 +44,25 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Opens what `specs` have and is not open yet.
+    /// Opens what `specs` have and is not open yet: all of it, or none.
     pub(crate) fn add<'a>(
         &mut self,
         specs: impl Iterator<Item = &'a PluginSpec>,
     ) -> Result<(), SocketError> {
+        let mut fresh = Self {
+            state: self.state.clone(),
+            open: BTreeMap::new(),
+        };
         for socket in specs.flat_map(|spec| &spec.sockets) {
-            if self.open.contains_key(&socket.name) {
+            let name = &socket.name;
+            if self.open.contains_key(name) || fresh.open.contains_key(name) {
                 continue;
             }
-            let path = self.state.join(&socket.name);
+            let path = self.state.join(name);
             let fd = listen(&path, socket).map_err(|source| SocketError { path, source })?;
-            self.open.insert(socket.name.clone(), fd);
+            fresh.open.insert(name.clone(), fd);
         }
+        self.open.append(&mut fresh.open);
         Ok(())
     }
 
@@ -152,6 +158,17 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(sockets);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn when_one_of_several_cannot_be_added_none_is() {
+        let state = tempfile::tempdir().unwrap();
+        let mut sockets = Sockets::open(state.path(), std::iter::empty()).unwrap();
+        fs::write(state.path().join("b.sock"), "precious").unwrap();
+        let specs = [with_socket("a.sock"), with_socket("b.sock")];
+        sockets.add(specs.iter()).unwrap_err();
+        assert!(!state.path().join("a.sock").exists());
+        assert!(sockets.of(&specs[0]).is_empty());
     }
 
     #[test]

@@ -196,8 +196,9 @@ impl Daemon {
 
     /// Makes `plan` count. What hosts something else than before must be held. Answers the former plan.
     fn apply(&mut self, plan: Plan, processes: &[Vec<PluginId>]) -> Result<Plan, FolderOrSocket> {
-        self.sockets.add(plan.registry.specs())?;
         let (slots, hosted) = self.occupy_again(&plan, processes)?;
+        // Last of what can fail.
+        self.sockets.add(plan.registry.specs())?;
         for (index, slot) in slots {
             match self.slots.get_mut(index) {
                 Some(old) => *old = slot,
