@@ -6,7 +6,8 @@ use bus::{Call, Reply, Routes};
 use contracts::{
     Error, OperationId, PluginId, Request, Result,
     plugin::{
-        Get, Graph, List, Node, PluginInfo, Reload, Restart, Start, Stop, Upgrade, Upgrading,
+        Get, Graph, List, Node, PluginInfo, Reload, Reloaded, Restart, Start, Stop, Upgrade,
+        UpgradeInfo, Upgrading,
     },
 };
 use std::{cell::RefCell, collections::VecDeque, rc::Rc};
@@ -15,15 +16,48 @@ use tokio::sync::{mpsc, oneshot};
 /// Passes questions on to the daemon's loop, which alone knows.
 pub(crate) struct SupervisorService {
     daemon: mpsc::Sender<Question>,
-    restarted: Restarted,
+    restarted: Done<PluginInfo>,
+    reloaded: Done<Reloaded>,
+    upgraded: Done<UpgradeInfo>,
 }
 
-/// Restarts that were asked for lately, and their answers: a repetition must not restart again, least of all when it
-/// is the gateway that was restarted and never got to tell. Nobody repeats one beyond the life of the supervisor.
-type Restarted = Rc<RefCell<VecDeque<(OperationId, PluginInfo)>>>;
+/// What was done lately, and its answers: a repetition must not do it again, least of all when it is the gateway that
+/// was restarted and never got to tell. Nobody repeats anything beyond the life of the supervisor.
+struct Done<T>(Rc<RefCell<VecDeque<(OperationId, T)>>>);
 
 /// How many are remembered.
 const REMEMBERED: usize = 256;
+
+impl<T> Default for Done<T> {
+    fn default() -> Self {
+        Self(Rc::default())
+    }
+}
+
+impl<T: Clone + 'static> Done<T> {
+    /// The answer that `operation` got before, or else what `ask` answers, which is remembered.
+    fn once<R: Request<Reply = T>>(
+        &self,
+        operation: OperationId,
+        ask: impl FnOnce() -> Reply<R>,
+    ) -> Reply<R> {
+        let done = self.0.borrow();
+        let before = done.iter().find(|(known, _)| *known == operation);
+        if let Some((_, answer)) = before.cloned() {
+            return Box::pin(async move { Ok(answer) });
+        }
+        let (done, answer) = (self.0.clone(), ask());
+        Box::pin(async move {
+            let answer = answer.await?;
+            let mut done = done.borrow_mut();
+            done.push_back((operation, answer.clone()));
+            if done.len() > REMEMBERED {
+                done.pop_front();
+            }
+            Ok(answer)
+        })
+    }
+}
 
 impl Actor for SupervisorService {
     type Context = Context<Self>;
@@ -47,7 +81,9 @@ impl SupervisorService {
     pub(crate) fn new(daemon: mpsc::Sender<Question>) -> Self {
         Self {
             daemon,
-            restarted: Restarted::default(),
+            restarted: Done::default(),
+            reloaded: Done::default(),
+            upgraded: Done::default(),
         }
     }
 
@@ -97,25 +133,9 @@ impl Handler<Call<Graph>> for SupervisorService {
 impl Handler<Call<Restart>> for SupervisorService {
     type Result = Reply<Restart>;
     fn handle(&mut self, call: Call<Restart>, _: &mut Context<Self>) -> Reply<Restart> {
-        let (restarted, operation) = (self.restarted.clone(), call.ctx.operation);
-        let before = restarted
-            .borrow()
-            .iter()
-            .find(|(known, _)| *known == operation)
-            .cloned();
-        if let Some((_, answer)) = before {
-            return Box::pin(async move { Ok(answer) });
-        }
-        let answer = self.act::<Restart>(Action::Restart, call.body.id);
-        Box::pin(async move {
-            let answer = answer.await?;
-            let mut restarted = restarted.borrow_mut();
-            restarted.push_back((operation, answer.clone()));
-            if restarted.len() > REMEMBERED {
-                restarted.pop_front();
-            }
-            Ok(answer)
-        })
+        let Call { body, ctx, .. } = call;
+        let ask = || self.act::<Restart>(Action::Restart, body.id);
+        self.restarted.once::<Restart>(ctx.operation, ask)
     }
 }
 
@@ -143,14 +163,18 @@ impl Handler<Call<Node>> for SupervisorService {
 impl Handler<Call<Reload>> for SupervisorService {
     type Result = Reply<Reload>;
     fn handle(&mut self, call: Call<Reload>, _: &mut Context<Self>) -> Reply<Reload> {
-        self.ask::<Reload>(|reply| Question::Reload(call.body, reply))
+        let Call { body, ctx, .. } = call;
+        let ask = || self.ask::<Reload>(|reply| Question::Reload(body, reply));
+        self.reloaded.once::<Reload>(ctx.operation, ask)
     }
 }
 
 impl Handler<Call<Upgrade>> for SupervisorService {
     type Result = Reply<Upgrade>;
     fn handle(&mut self, call: Call<Upgrade>, _: &mut Context<Self>) -> Reply<Upgrade> {
-        self.ask::<Upgrade>(|reply| Question::Upgrade(call.body, reply))
+        let Call { body, ctx, .. } = call;
+        let ask = || self.ask::<Upgrade>(|reply| Question::Upgrade(body, reply));
+        self.upgraded.once::<Upgrade>(ctx.operation, ask)
     }
 }
 
@@ -163,7 +187,31 @@ impl Handler<Call<Upgrading>> for SupervisorService {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use contracts::plugin::Supervisor;
+    use std::cell::Cell;
+
+    #[actix::test]
+    async fn a_repetition_gets_the_first_answer_and_a_failure_is_tried_again() {
+        let (done, asked) = (Done::<Reloaded>::default(), Cell::new(0));
+        let once = |operation: &str, works: bool| {
+            let ask = || -> Reply<Reload> {
+                asked.set(asked.get() + 1);
+                let answer = match works {
+                    true => Ok(Reloaded::default()),
+                    false => Err(Error::unavailable("not now")),
+                };
+                Box::pin(async move { answer })
+            };
+            done.once::<Reload>(OperationId::new(operation).unwrap(), ask)
+        };
+        once("a", false).await.unwrap_err();
+        once("a", true).await.unwrap();
+        once("a", true).await.unwrap();
+        assert_eq!(asked.get(), 2);
+        once("b", true).await.unwrap();
+        assert_eq!(asked.get(), 3);
+    }
 
     #[test]
     fn every_method_of_the_contract_has_a_route() {
