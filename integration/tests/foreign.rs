@@ -1,6 +1,7 @@
 //! A program in another language is a plugin like any other: it is asked over HTTP, calls others, is supervised, dies
 //! and comes back, and nobody else notices.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -79,6 +80,19 @@ for line in map(json.loads, sys.stdin):
     elif "stop" in line: break
     elif "cancel" in line: continue
     else: line = {"id": line["id"], "answer": answer(line["call"], line["request"], line["namespace"])}
+    print(json.dumps(line), flush=True)
+"#;
+
+/// Answers every call but one, of which it dies.
+const POISONED: &str = r#"
+import json, sys
+for line in map(json.loads, sys.stdin):
+    if "start" in line: line = {"ready": True}
+    elif "ping" in line: line = {"pong": line["ping"]}
+    elif "stop" in line: break
+    elif "cancel" in line: continue
+    elif line["call"] == "cook.poison": sys.exit("this mushroom is not for eating")
+    else: line = {"id": line["id"], "answer": "fine"}
     print(json.dumps(line), flush=True)
 "#;
 
@@ -366,6 +380,49 @@ async fn what_a_program_does_wrong_is_its_cause_and_nobody_elses() -> Outcome {
     for plugin in others {
         assert_eq!(plugin["restarts"], 0, "{plugin}");
     }
+    foreign.node.stop_clean().await
+}
+
+#[actix_rt::test]
+async fn a_request_that_kills_its_plugin_each_time_is_refused_and_nobody_else_notices() -> Outcome {
+    const COOK: &str = "cook/python";
+    const CLIENTS: usize = 4;
+    let foreign = Foreign::start(COOK, "/usr/bin/python3", POISONED, "").await?;
+    let done = Cell::new(false);
+    let hello = async || -> Outcome<usize> {
+        let mut answered = 0;
+        while !done.get() {
+            let answer = foreign.call("cook.hello", json!({})).await?.ok()?;
+            assert_eq!(answer, "fine");
+            answered += 1;
+        }
+        Ok(answered)
+    };
+    let poison = async || -> Outcome {
+        let refused = foreign.call("cook.poison", json!({})).await;
+        done.set(true);
+        let refused = refused?;
+        assert_eq!(refused.status.as_u16(), 500, "{}", refused.text());
+        for part in [
+            "cook.poison: plugin cook/python crashed 4 times in a row",
+            "its program ended with exit code 1",
+            "this mushroom is not for eating",
+            "GET /v1/plugins/cook/python",
+        ] {
+            assert!(refused.text().contains(part), "{}", refused.text());
+        }
+        Ok(())
+    };
+    let clients = futures_util::future::join_all((0..CLIENTS).map(|_| hello()));
+    let (poisoned, answered) = futures_util::join!(poison(), clients);
+    poisoned?;
+    for answered in answered {
+        println!("a client was answered {} times", answered?);
+    }
+    let is_ready = |plugin: &Value| plugin["state"] == "ready";
+    let plugin = foreign.until(COOK, "is ready again", is_ready).await?;
+    assert_eq!(plugin["restarts"], 4, "{plugin}");
+    assert_eq!(foreign.call("cook.hello", json!({})).await?.ok()?, "fine");
     foreign.node.stop_clean().await
 }
 
