@@ -39,6 +39,8 @@ pub(crate) struct Ingests {
     news: watch::Sender<()>,
     /// Whether folders were removed that a power cut would bring back.
     loose: AtomicBool,
+    /// Held while that is made durable: who comes meanwhile waits for it.
+    settling: Mutex<()>,
 }
 
 impl Drop for Ingests {
@@ -75,6 +77,7 @@ impl Ingests {
             writers: Arc::new(Semaphore::new(config.writers as usize)),
             news: watch::Sender::new(()),
             loose: AtomicBool::new(true),
+            settling: Mutex::default(),
         })
     }
 
@@ -168,7 +171,11 @@ impl Ingests {
     /// Whoever removes a blob does this first: an ingest that comes back beside its blob's record has ended, but without
     /// the record it would be a write that goes on.
     pub(crate) fn settle(&self) -> Result<(), Trouble> {
-        if !self.config.sync || !self.loose.swap(false, Ordering::AcqRel) {
+        if !self.config.sync {
+            return Ok(());
+        }
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.loose.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
         let synced = fs::File::open(&self.root).and_then(|root| root.sync_all());

@@ -522,8 +522,11 @@ impl Store {
         let lock = self.inner.blobs.lock(&digest).await;
         let (store, ingest) = (self.clone(), ready.ingest.clone());
         let work = move || match placed {
-            // Moved before a crash, which may have come before the folder was on disk.
-            true => store.inner.blobs.sync(&digest),
+            // Moved before a crash, which may have come before the folder was on disk. Somebody may have deleted it since.
+            true => {
+                store.inner.blobs.read(&digest, size)?;
+                store.inner.blobs.sync(&digest)
+            }
             false => store.place(&ingest, &digest),
         };
         let done = tokio::task::spawn_blocking(work).await;
