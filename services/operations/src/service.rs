@@ -180,8 +180,7 @@ impl Hands {
             kind,
             subject,
         };
-        let (record, new) = self.store.begin(begin).await?;
-        if new {
+        if let Some(record) = self.store.begin_scrub(begin).await? {
             let entered = self.enter(&record.operation);
             self.carry_out(record, Ok(scrub), entered).await;
         }
