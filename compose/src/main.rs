@@ -5,6 +5,7 @@
 
 mod builtin;
 mod client;
+mod explained;
 mod fsck;
 mod reload;
 mod status;
@@ -195,7 +196,10 @@ fn main() -> ExitCode {
         Command::Config {
             which: Which::Default,
         } => {
-            print!("{}", supervisor::default_file(&specs()));
+            print!(
+                "{}",
+                supervisor::default_file(&specs(), explained::explained)
+            );
             ExitCode::SUCCESS
         }
         Command::Version => {

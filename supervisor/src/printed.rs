@@ -21,7 +21,7 @@ version = 1
 ## A process that ended is started again after a pause: at most `first_ms`, doubled for each further end up to
 ## `longest_seconds`; one that refused to start, after `refused_ms`. After `failures` ends in quick succession it is tried
 ## again only every `rare_seconds`. Answering for `forgive_seconds` makes up for all of them. Up to half of each pause is
-## left out at random.
+## left out at random. `…_ms` are milliseconds, `…_seconds` seconds.
 # [restart]
 # first_ms = 50
 # longest_seconds = 30
@@ -41,14 +41,19 @@ version = 1
 # patience_seconds = 10
 # start_seconds = 600
 
-## What a plugin's process may use at most: bytes of memory (a number, or "64MiB"), thousandths of one CPU.
+## What a plugin's process may use at most, where the kernel has cgroups: bytes of memory (a number, or "64MiB"),
+## thousandths of one CPU. By default there is no limit.
 ## [limits."content/local"]
 ## memory = "256MiB"
 ## cpu = 500
 "#;
 
-/// Prints the defaults of this build as a file in which they are commented out.
-pub fn default_file(specs: &[PluginSpec]) -> String {
+/// Prints the defaults of this build as a file in which they are commented out. `explain` says what a plugin's setting
+/// means, in one line.
+pub fn default_file(
+    specs: &[PluginSpec],
+    explain: fn(plugin: &str, setting: &str) -> Option<&'static str>,
+) -> String {
     let mut text = TOP.to_owned();
     let mut specs: Vec<_> = specs.iter().collect();
     specs.sort_by(|a, b| a.id.cmp(&b.id));
@@ -60,6 +65,9 @@ pub fn default_file(specs: &[PluginSpec]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "\n# [plugins.{}]", quoted(spec.id.as_str()));
         for (key, value) in &defaults {
+            if let Some(meaning) = explain(spec.id.as_str(), key) {
+                let _ = writeln!(text, "## {meaning}");
+            }
             let key = bare_or_quoted(key);
             let _ = match value {
                 Value::Null => writeln!(text, "## {key} is not set"),
@@ -115,9 +123,13 @@ mod tests {
         vec![gateway, spec("content/local", &[])]
     }
 
+    fn meaning(_: &str, setting: &str) -> Option<&'static str> {
+        (setting == "n").then_some("A number.")
+    }
+
     #[test]
     fn the_printed_file_is_read_as_the_defaults_with_and_without_its_comments() {
-        let (specs, text) = (specs(), default_file(&specs()));
+        let (specs, text) = (specs(), default_file(&specs(), meaning));
         let bare = |line: &str| line.strip_prefix("# ").unwrap_or(line).to_owned();
         let uncommented: Vec<_> = text.lines().skip(1).map(bare).collect();
         let defaults = Config::new(&specs).unwrap().settings("gateway/http");
@@ -129,10 +141,11 @@ mod tests {
 
     #[test]
     fn every_setting_is_shown_and_plugins_without_any_are_not() {
-        let text = default_file(&specs());
+        let text = default_file(&specs(), meaning);
         assert!(
             text.contains("# [plugins.\"gateway/http\"]") && text.contains("## none is not set")
         );
+        assert!(text.contains("\n## A number.\n# n = -3\n"), "{text}");
         assert!(!text.contains("plugins.\"content/local\""));
     }
 }

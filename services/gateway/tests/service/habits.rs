@@ -353,6 +353,24 @@ async fn the_description_lists_every_route_and_every_shape_it_refers_to() {
             "{pull}"
         );
     }
+    for (path, method, body, status, answer) in [
+        ("/v1/reload", "post", "", "200", "Reloaded"),
+        ("/v1/upgrade", "post", "UpgradeRequest", "202", "Upgrade"),
+        ("/v1/upgrade", "get", "", "200", "Upgrade"),
+        ("/v1/scrub", "post", "", "200", "Scrub"),
+        ("/v1/scrub", "post", "", "202", "Operation"),
+        ("/v1/audit", "post", "", "200", "Audit"),
+        ("/v1/audit", "get", "", "200", "Audit"),
+    ] {
+        let route = &paths[path][method];
+        let taken = route["requestBody"].to_string();
+        let refers = |text: &str, name: &str| text.contains(&format!("schemas/{name}\""));
+        assert!(body.is_empty() || refers(&taken, body), "{path}: {route}");
+        for (status, answer) in [(status, answer), ("default", "Problem")] {
+            let said = route["responses"][status].to_string();
+            assert!(refers(&said, answer), "{path} {status}: {route}");
+        }
+    }
     let list = &paths["/v1/namespaces/{ns}/leases/{id}/resources"]["get"]["responses"]["200"];
     assert!(list.to_string().contains("schemas/Resource\""), "{list}");
     let schemas = document["components"]["schemas"].as_object().unwrap();
