@@ -294,6 +294,80 @@ async fn a_pull_after_a_restart_repairs_without_any_scrub() -> Outcome {
     node.stop_clean().await
 }
 
+/// Two images that share their lower layer.
+fn sharing(seed: u64) -> Outcome<[Packed; 2]> {
+    let content = Random(seed).content(50_000);
+    let shared = Layer::new().with(&Entry::file("layer-shared", content));
+    let shared = shared.pack(Compression::Gzip)?;
+    let image = |own: &str| -> Outcome<Packed> {
+        let own = Layer::new().with(&Entry::file("own", own));
+        let image = integration::image::Image::new().layer(shared.clone());
+        Ok(image.layer(own.pack(Compression::Gzip)?).pack())
+    };
+    Ok([image("one")?, image("two")?])
+}
+
+#[actix_rt::test]
+async fn rot_in_a_layer_that_no_image_names_is_found_and_reaches_no_other_image() -> Outcome {
+    let registry = Registry::start().await?;
+    let [one, two] = sharing(7)?;
+    registry.push(&one, "one", "1").await?;
+    registry.push(&two, "two", "1").await?;
+    let config =
+        "[plugins.\"gc/local\"]\ninterval = 0\n[plugins.\"operations/local\"]\nscrub_share = 100\n";
+    for driver in ["overlayfs", "native"] {
+        let node = Node::start_with(Setup::default().config(config)).await?;
+        let pull = async |image: &str| {
+            let body = serde_json::json!({"ref": registry.name(image), "snapshotter": driver});
+            let path = node.at("/images:pull?wait=true");
+            node.post(&path, body).await?.ok()
+        };
+        pull("one:1").await?;
+        let path = node.at(&format!("/images/{}", registry.name("one:1")));
+        node.delete(&path).await?.ok()?;
+        let copies = shared_files(&node, driver)?;
+        let sound = fs::read(copies.first().ok_or("no file")?)?;
+        for (number, copy) in copies.iter().enumerate() {
+            flip(copy, &mut Random(number as u64 + 1))?;
+        }
+        let found = scrub(&node, "").await?;
+        assert_eq!(found["found"], copies.len(), "{driver}: {found}");
+        assert_eq!(named(&found), ["layer layer-shared".to_owned()].into());
+        pull("two:1").await?;
+        let (mut right, mut of_two) = (0, 0);
+        for file in shared_files(&node, driver)? {
+            of_two += 1;
+            right += usize::from(fs::read(&file)? == sound);
+        }
+        // Where each snapshot is a copy, the top of the image that nobody named is not the other's.
+        let wrong = if driver == "native" { 1 } else { 0 };
+        assert_eq!(right, of_two - wrong, "{driver}");
+        scrub(&node, "&repair=true").await?;
+        let clean = scrub(&node, "").await?;
+        assert_eq!(clean["found"], 0, "{driver}: {clean}");
+        assert_eq!(
+            clean["unchecked"],
+            Value::Array(vec![]),
+            "{driver}: {clean}"
+        );
+        node.stop_clean().await?;
+    }
+    Ok(())
+}
+
+/// Where a driver has the file of the shared layer.
+fn shared_files(node: &Node, driver: &str) -> Outcome<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let folder = node.root().join(format!("snapshots/{driver}/snapshots"));
+    for snapshot in fs::read_dir(folder)? {
+        let file = snapshot?.path().join("fs/layer-shared");
+        if file.exists() {
+            found.push(file);
+        }
+    }
+    Ok(found)
+}
+
 /// What it costs to pull what is here: run with `--ignored --nocapture`.
 #[actix_rt::test]
 #[ignore = "measures, and proves nothing"]

@@ -98,27 +98,55 @@ pub(super) async fn unpack(
         missing(run, driver, &steps),
         run.call_at_driver(driver, Driver {})
     )?;
-    if info.rebase {
-        in_any_order(run, source, driver, &steps, missing).await?;
-    } else {
-        bottom_up(run, source, driver, &steps, missing).await?;
-    }
     let chain = Chain {
         driver,
         steps: &steps,
         stacked: info.rebase,
     };
+    if info.rebase {
+        in_any_order(run, source, driver, &steps, missing).await?;
+    } else {
+        below(run, source, chain, missing).await?;
+        bottom_up(run, source, driver, &steps, missing).await?;
+    }
     for step in &steps[missing..] {
         run.proven(driver, &step.name);
     }
     faults::point("operations.unpack.committed");
-    match prove(run, chain, missing).await {
-        // Who only unpacks has no source for blobs that were let go after an earlier unpacking.
-        Err(error) if source.is_none() && error.is(Code::NotFound) => {}
-        proven => proven?,
-    }
+    proven(run, source, chain, missing).await?;
     refer(run, plan, driver, &top).await?;
     Ok(top.to_string())
+}
+
+/// Compares what is there before a copy of it is made: damage would go on in every layer above.
+async fn below(
+    run: &Run,
+    source: Option<&Source<'_>>,
+    chain: Chain<'_>,
+    missing: usize,
+) -> Result<()> {
+    if missing == chain.steps.len() {
+        return Ok(());
+    }
+    if let Some(source) = source {
+        for step in &chain.steps[..missing] {
+            fetch::blob(run, source, step.blob).await?;
+        }
+    }
+    proven(run, source, chain, missing).await
+}
+
+async fn proven(
+    run: &Run,
+    source: Option<&Source<'_>>,
+    chain: Chain<'_>,
+    missing: usize,
+) -> Result<()> {
+    match prove(run, chain, missing).await {
+        // Who only unpacks has no source for blobs that were let go after an earlier unpacking.
+        Err(error) if source.is_none() && error.is(Code::NotFound) => Ok(()),
+        proven => proven,
+    }
 }
 
 pub(super) fn steps(plan: &ImagePlan) -> Result<Vec<Step<'_>>> {
