@@ -4,19 +4,21 @@
 //! With one it asks each plugin that answers. A plugin that cannot read its own store is stopped for as long as its
 //! folder is looked into, and started again.
 
+mod layers;
 mod offline;
 mod online;
 
 use contracts::PluginId;
-use contracts::integrity::{Finding, Mended};
+use contracts::integrity::{Cure, Finding, Mended};
 use serde::Serialize;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use supervisor::{Lock, LockError};
 
-/// Where state is when nobody says otherwise.
+/// Where things are when nobody says otherwise.
+const ROOT: &str = "/var/lib/gantry";
 const STATE: &str = "/run/gantry";
 
 /// What is looked at, and how it is told.
@@ -25,18 +27,18 @@ pub(crate) struct Fsck {
     /// Mends what it finds, as far as the disk still proves how it was
     #[arg(long)]
     repair: bool,
-    /// Reads and hashes all blobs and layers too, where a daemon runs
+    /// Reads all bytes too, where a daemon runs: hashes blobs, compares layers with them
     #[arg(long)]
     deep: bool,
-    /// Folder of durable state, where no daemon runs
-    #[arg(long, default_value = "/var/lib/gantry")]
-    root: PathBuf,
-    /// Folder of run-time state: says whether a daemon runs
-    #[arg(long, default_value = STATE)]
-    state: PathBuf,
-    /// The daemon's socket, where one runs: <state>/gantry.sock
+    /// Folder of durable state, where no daemon runs: /var/lib/gantry
     #[arg(long)]
-    host: Option<PathBuf>,
+    root: Option<PathBuf>,
+    /// Folder of run-time state, says whether a daemon runs: the folder of its socket, or /run/gantry
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// The daemon's socket, where one runs: <state>/gantry.sock; GANTRY_HOST says it too
+    #[arg(long)]
+    host: Option<String>,
     /// `text` or `json`
     #[arg(long, short, default_value = "text")]
     output: Output,
@@ -63,6 +65,8 @@ impl std::str::FromStr for Output {
 #[derive(Default, Serialize)]
 struct Report {
     findings: Vec<Row>,
+    /// Plugins whose folders were looked at.
+    looked_at: Vec<PluginId>,
     /// Plugins that nobody could look at.
     failed: Vec<Failure>,
 }
@@ -138,28 +142,90 @@ impl Report {
         }
         let mended = self.findings.iter().filter(|row| row.mended.is_some());
         println!(
-            "{} findings, {} mended",
+            "{} findings, {} mended, {} plugins looked at",
             self.findings.len(),
-            mended.count()
+            mended.count(),
+            self.looked_at.len()
         );
+        for line in self.advice() {
+            println!("{line}");
+        }
+    }
+
+    /// What is to be done about what is left.
+    fn advice(&self) -> impl Iterator<Item = &'static str> {
+        let left = |cure: Cure| {
+            let mut rows = self.findings.iter();
+            rows.any(|row| row.mended.is_none() && row.finding.cure == cure)
+        };
+        let all = [
+            (Cure::Fetch, "fetch: pull the images that have it again"),
+            (Cure::Rebuild, "rebuild: gantry fsck --repair"),
+            (
+                Cure::Remove,
+                "remove: gantry fsck --repair; where records were lost, pull their images first",
+            ),
+        ];
+        all.into_iter()
+            .filter_map(move |(cure, line)| left(cure).then_some(line))
+    }
+}
+
+impl Fsck {
+    /// The folder of run-time state, and the daemon's socket.
+    fn places(&self, environment: Option<String>) -> (PathBuf, PathBuf) {
+        // Who names folders means another node than the one of the environment.
+        let named = self.root.is_some() || self.state.is_some();
+        let host = self.host.clone().or(environment.filter(|_| !named));
+        let host = host.map(|host| PathBuf::from(host.strip_prefix("unix://").unwrap_or(&host)));
+        let beside = host
+            .as_deref()
+            .and_then(Path::parent)
+            .map(Path::to_path_buf);
+        let state = self
+            .state
+            .clone()
+            .or(beside.filter(|_| self.root.is_none()));
+        let state = state.unwrap_or_else(|| STATE.into());
+        let socket = host.unwrap_or_else(|| state.join("gantry.sock"));
+        (state, socket)
+    }
+
+    /// The folder to look into while no daemon runs. Errors: nobody says which, or it is none of a node.
+    fn folder(&self, state: &Path) -> Result<PathBuf, String> {
+        let usual = || (state == Path::new(STATE)).then(|| PathBuf::from(ROOT));
+        let Some(root) = self.root.clone().or_else(usual) else {
+            let state = state.display();
+            return Err(format!(
+                "state folder {state}: no daemon runs on it; name its folder of durable state with --root"
+            ));
+        };
+        if offline::folders(&root) == 0 {
+            let root = root.display();
+            return Err(format!(
+                "root {root}: is no folder of a node; name it with --root, or the daemon's socket with --host"
+            ));
+        }
+        Ok(root)
     }
 }
 
 /// Looks, mends when told so, prints, and answers the exit code.
 pub(crate) fn run(fsck: &Fsck) -> ExitCode {
-    let named = fsck.host.clone();
-    let socket = named.unwrap_or_else(|| fsck.state.join("gantry.sock"));
+    let (state, socket) = fsck.places(std::env::var("GANTRY_HOST").ok());
     // After a reboot it is not there.
-    let made = DirBuilder::new().mode(0o700).create(&fsck.state).is_ok();
-    let report = match Lock::take(&fsck.state) {
-        Ok(_lock) => Ok(offline::all(&fsck.root, fsck.repair)),
+    let made = DirBuilder::new().mode(0o700).create(&state).is_ok();
+    let report = match Lock::take(&state) {
+        Ok(_lock) => fsck
+            .folder(&state)
+            .map(|root| offline::all(&root, fsck.repair)),
         Err(LockError::Held { .. }) => {
             crate::client::block_on(online::all(&socket, fsck.repair, fsck.deep))
         }
         Err(error) => Err(error.to_string()),
     };
     if made {
-        let _ = std::fs::remove_dir(&fsck.state);
+        let _ = std::fs::remove_dir(&state);
     }
     match report {
         Ok(report) => {
@@ -172,3 +238,6 @@ pub(crate) fn run(fsck: &Fsck) -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,12 +24,21 @@ pub(super) fn one(plugin: &PluginId, root: &Path, repair: bool, report: &mut Rep
     };
     match check(&folder, repair) {
         Ok(found) => {
+            report.looked_at.push(plugin.clone());
             for (finding, mended) in found {
                 report.add(plugin, finding, mended);
             }
         }
         Err(error) => report.fail(plugin, error.to_string()),
     }
+}
+
+/// How many plugins of this build have a folder below `root`.
+pub(super) fn folders(root: &Path) -> usize {
+    let checks = checks().into_iter();
+    checks
+        .filter(|(id, _)| root.join(id.as_str()).is_dir())
+        .count()
 }
 
 /// Every plugin that says how its folder is checked.

@@ -2,6 +2,7 @@
 
 use super::{Report, offline};
 use crate::client::request;
+use bytes::Bytes;
 use contracts::PluginId;
 use contracts::integrity::{Check, Checked, Damage, Finding, Mend, Mended};
 use hyper::Method;
@@ -35,6 +36,9 @@ pub(super) async fn all(socket: &Path, repair: bool, deep: bool) -> Result<Repor
     let checks = offline::checks();
     let plugins: Plugins = get(socket, "/v1/plugins").await?;
     let ours = |plugin: &Plugin| checks.iter().any(|(id, _)| *id == plugin.id);
+    let operations = |plugin: &&Plugin| plugin.id.service() == "operations";
+    let scrubber = plugins.items.iter().find(operations);
+    let scrubber = scrubber.map(|plugin| plugin.id.clone());
     let mut down = Vec::new();
     for plugin in plugins.items.into_iter().filter(ours) {
         match one(socket, &plugin, repair, deep, &mut report).await {
@@ -44,7 +48,21 @@ pub(super) async fn all(socket: &Path, repair: bool, deep: bool) -> Result<Repor
         }
     }
     stopped(socket, &down, repair, &mut report).await;
+    if let Some(by) = scrubber.filter(|_| deep) {
+        layers(socket, &by, repair, &mut report).await;
+    }
     Ok(report)
+}
+
+/// Has layers compared with their blobs: no plugin can do that alone.
+async fn layers(socket: &Path, by: &PluginId, repair: bool, report: &mut Report) {
+    let path = format!("/v1/scrub?wait=true&timeout=24h&repair={repair}");
+    let answer = request(socket, Method::POST, &path, String::new()).await;
+    let understood = |answer: Bytes| serde_json::from_slice(&answer).map_err(|e| e.to_string());
+    match answer.and_then(understood) {
+        Ok(scrubbed) => super::layers::add(scrubbed, by, repair, report),
+        Err(error) => report.fail(by, error),
+    }
 }
 
 /// Asks a plugin that answers. False when its folder must be looked into while it does not run.
@@ -68,6 +86,7 @@ async fn one(
     if repair && found.iter().any(broken) {
         return Ok(false);
     }
+    report.looked_at.push(plugin.id.clone());
     for finding in found {
         let mended = if repair {
             mend(socket, &plugin.id, &finding).await?
