@@ -234,8 +234,10 @@ impl Talk {
         actix::spawn(async move {
             let _room = room;
             tokio::select! {
-                () = talk.run(own) => {}
+                biased;
+                // First, for the next call may have its number already.
                 _ = stopped => {}
+                () = talk.run(own) => {}
             }
         });
         Ok(())

@@ -298,3 +298,19 @@ async fn nothing_that_is_wrong_is_passed_over() {
         assert!(fault.contains(why), "{fault}");
     }
 }
+
+#[actix::test]
+async fn the_number_of_a_call_that_was_taken_back_is_free_at_once() {
+    let mut played = Played::new();
+    for _ in 0..20 {
+        let lines = [
+            json!({"id": 3, "call": "no.such"}),
+            json!({"cancel": 3}),
+            json!({"id": 3, "call": "images.list", "namespace": "default"}),
+        ];
+        let lines = lines.map(|line| format!("{line}\n"));
+        played.writes_text(&lines.concat()).await;
+        let answer = played.reads().await;
+        assert_eq!(answer["answer"]["next"], "default", "{answer}");
+    }
+}
