@@ -13,6 +13,7 @@
 //! | `client.rs` | the handle: `bus.call(&ctx, Stat { digest })` |
 //! | `actor.rs` | `Call`, `Reply`, `Routes`: messages ↔ an actix actor |
 //! | `link.rs` | one edge seen by its caller: what is pending, what must be sent again |
+//! | `link/suspects.rs` | which call ends its peer each time, and is not sent again |
 //! | `server.rs` | one edge seen by who answers: bounded work in flight, cancellation, stream credit |
 //! | `envelope.rs` | what a frame says |
 //! | `framing.rs` | frames ↔ socket, file descriptors included |

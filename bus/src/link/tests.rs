@@ -486,7 +486,7 @@ async fn a_call_that_ends_its_peer_each_time_is_refused_by_name_and_the_others_a
     }
     assert_eq!(error.plugin, Some(link.peer.clone()));
     let late = calls(&link, 1, 10, SOON);
-    until("it waits", || link.pending.borrow().len() >= 1).await;
+    until("it waits", || !link.pending.borrow().is_empty()).await;
     life(&link, poison, crash).await;
     for call in waiting.into_iter().chain(late) {
         assert_eq!(call.await.unwrap().unwrap().0, [7]);
