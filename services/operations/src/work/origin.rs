@@ -68,7 +68,7 @@ pub(super) fn layers(
     let layer = |(name, proof): (&SnapshotKey, Proof)| {
         let id = above(chain.take(), &proof.diff_id);
         chain = Some(id.clone());
-        (id.as_str() == name.as_str()).then(|| Layer {
+        (id.as_str() == name.as_str()).then_some(Layer {
             blob: proof.layer,
             diff_id: Some(proof.diff_id),
             chain_id: Some(id),
