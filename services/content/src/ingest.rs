@@ -474,7 +474,7 @@ fn room(folder: &Path, about: &About, offset: u64) -> Result<(), Trouble> {
     let parent = folder.parent().unwrap_or(folder);
     let disk = rustix::fs::statvfs(parent).map_err(|e| Trouble::io(parent)(e.into()))?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    match free < about.total.saturating_sub(offset).max(1) {
+    match free < about.total.saturating_sub(offset).max(crate::room::LEFT) {
         true => Err(Trouble::Full(about.r#ref.clone())),
         false => Ok(()),
     }

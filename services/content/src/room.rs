@@ -5,7 +5,7 @@ use rustix::fs::fstatvfs;
 use std::{fs::File, io};
 
 /// Bytes that are left: as much as every store together grows by in a busy minute.
-const LEFT: u64 = 8 << 20;
+pub(crate) const LEFT: u64 = 8 << 20;
 
 /// Errors: `StorageFull` when the device of `file` has little room.
 pub(crate) fn check(file: &File) -> io::Result<()> {
