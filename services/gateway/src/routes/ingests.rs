@@ -18,6 +18,8 @@ use utoipa::ToSchema;
 
 /// How often to look whether the store has taken in what is still in the pipe. It holds 64 KiB at most.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long the store may take in nothing of what waits for it before it is asked why.
+const STILL: Duration = Duration::from_secs(1);
 
 pub(super) fn routes() -> Vec<Route> {
     vec![
@@ -147,18 +149,28 @@ async fn stopped(request: &Request, name: &Ref) -> Error {
     }
 }
 
-/// Waits until the store has everything that went into the pipe.
+/// Waits until the store has everything that went into the pipe. What is little lies in the pipe, and no write of ours
+/// fails when the store stops: it is asked when nothing has moved for a while.
 async fn settled(request: &Request, name: &Ref, offset: u64) -> Result<Ingest> {
+    let (mut seen, mut since) = (None, tokio::time::Instant::now());
     loop {
         let ingest = status(request, name).await?;
         if ingest.offset >= offset {
             return Ok(ingest);
         }
-        if tokio::time::Instant::now() >= request.ctx.deadline {
+        let now = tokio::time::Instant::now();
+        if now >= request.ctx.deadline {
             return Err(Error::deadline(format!(
                 "ingest {name}: has {} of {offset} bytes",
                 ingest.offset
             )));
+        }
+        if seen.replace(ingest.offset) != Some(ingest.offset) {
+            since = now;
+        } else if now - since >= STILL {
+            let why = stopped(request, name).await;
+            let ingest = status(request, name).await?;
+            return (ingest.offset >= offset).then_some(ingest).ok_or(why);
         }
         tokio::time::sleep(LOOK).await;
     }
