@@ -16,12 +16,14 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// What a place is marked with.
 pub const PLACE: &str = "G";
+/// A time, a stream and a number have less.
+const LONGEST_PLACE: usize = 128;
 
 /// Where the older half of a log is.
 pub fn older(path: &Path) -> PathBuf {
@@ -51,17 +53,23 @@ struct Cut(bool);
 impl LogFile {
     /// Opens a log to go on with, or begins it; its folder must be there. `bound` is in bytes, 0 for none.
     ///
-    /// Errors: those of the file.
+    /// Reads what is kept, to know the place. A last line that was torn, by a power cut or a killed writer, is ended and
+    /// followed by its gap: of a byte at least, for nobody knows how long it was. Errors: those of the file.
     pub fn open(path: &Path, bound: u64) -> io::Result<Self> {
         let file = append(path)?;
         let size = file.metadata()?.len();
+        let before = Reached::default().behind(&older(path));
+        let mut here = before.behind(path);
+        // What was put aside torn is not ended here: only its gap is told.
+        here.torn |= size == 0 && before.torn;
+        let begun = size == 0 && here.place > 0;
         Ok(Self {
             path: path.into(),
-            place: begins(path).map_or(size, |(place, head)| place + size.saturating_sub(head)),
+            place: here.place + u64::from(here.torn),
             file,
             bound,
             size,
-            unsaid: None,
+            unsaid: (here.torn || begun).then_some(Cut(size > 0)),
         })
     }
 
@@ -148,13 +156,61 @@ fn append(path: &Path) -> io::Result<File> {
     options.append(true).create(true).mode(0o640).open(path)
 }
 
-/// The place that a file begins with, and the length of the line that says it.
-fn begins(path: &Path) -> Option<(u64, u64)> {
-    let mut line = Vec::new();
-    BufReader::new(File::open(path).ok()?)
-        .read_until(b'\n', &mut line)
-        .ok()?;
-    Some((place(line.strip_suffix(b"\n")?)?, line.len() as u64))
+/// How far a reader of the lines comes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reached {
+    place: u64,
+    /// The last line has no end; it is counted as if it had.
+    torn: bool,
+}
+
+impl Reached {
+    /// Goes on through a file. One that cannot be read to its end is torn there, one that is not there is empty.
+    fn behind(self, path: &Path) -> Self {
+        let mut here = Self {
+            torn: false,
+            ..self
+        };
+        let Ok(file) = File::open(path) else {
+            return here;
+        };
+        let (mut file, mut head, mut length) = (BufReader::new(file), Vec::new(), 0);
+        loop {
+            let chunk = match file.fill_buf() {
+                Ok([]) => break,
+                Ok(chunk) => chunk,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => {
+                    here.torn = true;
+                    break;
+                }
+            };
+            let newline = chunk.iter().position(|&byte| byte == b'\n');
+            let part = &chunk[..newline.unwrap_or(chunk.len())];
+            head.extend_from_slice(&part[..part.len().min(LONGEST_PLACE - head.len())]);
+            length += part.len() as u64;
+            let used = part.len() + usize::from(newline.is_some());
+            file.consume(used);
+            if newline.is_some() {
+                here.pass(&head, length);
+                head.clear();
+                length = 0;
+            }
+        }
+        if length > 0 {
+            here.pass(&head, length);
+            here.torn = true;
+        }
+        here
+    }
+
+    /// Passes a line of `length` bytes without its newline, of which `head` is the beginning.
+    fn pass(&mut self, head: &[u8], length: u64) {
+        match place(head) {
+            Some(place) => self.place = self.place.max(place),
+            None => self.place += length + 1,
+        }
+    }
 }
 
 /// The place that a line says, when it is one that does.
@@ -257,5 +313,55 @@ mod tests {
         let (lines, missing) = read(&path, 4 * length);
         assert_eq!(lines, [line(0), line(3)]);
         assert_eq!(missing, 2 * length);
+    }
+
+    #[test]
+    fn who_opens_a_log_again_goes_on_at_the_last_place_that_was_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let length = line(0).len() as u64;
+        let said = format!("1970-01-01T00:00:01Z stdout G {}\n", 5 * length);
+        fs::write(&path, [line(0), said, line(5)].concat()).unwrap();
+        let mut log = LogFile::open(&path, 4 * length).unwrap();
+        // Begins a new file, and with it says the place.
+        log.append(line(6).as_bytes());
+        let (lines, missing) = read(&path, 7 * length);
+        assert_eq!(lines, [line(0), line(5), line(6)]);
+        assert_eq!(missing, 4 * length);
+        assert_eq!(log.place, 7 * length);
+    }
+
+    #[test]
+    fn a_torn_last_line_is_ended_and_what_is_missing_of_it_is_said() {
+        for torn in [
+            "1970-01-01T00:00:01Z stdout F to",
+            "1970-01-01T00:00:01Z stdout G 7",
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("log");
+            fs::write(&path, line(0) + torn).unwrap();
+            let mut log = LogFile::open(&path, 0).unwrap();
+            log.append(line(1).as_bytes());
+            let (lines, missing) = read(&path, log.place);
+            assert_eq!(lines.last(), Some(&line(1)), "{torn}");
+            assert_eq!(missing, 1, "at least its end: {torn}");
+            drop(log);
+            let again = LogFile::open(&path, 0).unwrap();
+            assert!(again.unsaid.is_none());
+            assert_eq!(read(&path, again.place).1, missing, "told once: {torn}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_begun_and_never_written_to_goes_on_behind_the_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        fs::write(older(&path), line(0) + "torn").unwrap();
+        fs::write(&path, "").unwrap();
+        let mut log = LogFile::open(&path, 0).unwrap();
+        log.append(line(1).as_bytes());
+        fs::remove_file(older(&path)).unwrap();
+        let aside = line(0) + "torn\n";
+        assert_eq!(read(&path, log.place).1, aside.len() as u64 + 1);
     }
 }
