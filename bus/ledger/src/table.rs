@@ -359,6 +359,20 @@ impl<'a> Tx<'a> {
         scan(&*opened, self.path, prefix, after, &decode, &mut each)
     }
 
+    /// Shows every record after `after`, those that cannot be read by their fault, until `each` says false.
+    pub(crate) fn scan_past<V: DeserializeOwned>(
+        &self,
+        table: &Table<V>,
+        after: Option<&str>,
+        mut each: impl FnMut(&str, Result<V, Fault>) -> bool,
+    ) -> Result<(), Fault> {
+        let name = table.name;
+        let opened = self.open(table)?;
+        let opened = opened.borrow();
+        let decode = |key: &str, value: &[u8]| Ok(decode(self.path, self.seed, name, key, value));
+        scan(&*opened, self.path, "", after, &decode, &mut each)
+    }
+
     /// Records an event that goes to the log when, and only when, this write is committed.
     ///
     /// `payload` is the struct that the contract's `emits` names for `topic`.

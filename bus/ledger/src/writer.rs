@@ -7,7 +7,8 @@ use crate::table::{DONE, META, OUTBOX, Snapshot, Tx, fault, outbox_key};
 use contracts::{OperationId, Timestamp, events::Entry};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64, atomic::Ordering, mpsc},
 };
@@ -103,6 +104,7 @@ impl Ledger {
             outbox: outbox.clone(),
             essential: config.essential,
             low: Cell::new(false),
+            passed: RefCell::default(),
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -273,6 +275,8 @@ struct Writer {
     essential: bool,
     /// Whether the disk was full: until the reserve is whole again only what removes is done.
     low: Cell<bool>,
+    /// What could not be read beside a write, and was said.
+    passed: RefCell<BTreeSet<String>>,
 }
 
 /// How a batch went.
@@ -385,15 +389,16 @@ impl Writer {
         Ok(Went::Done)
     }
 
-    /// What rides along with a commit: the version, delivered events, replies nobody will ask for again.
+    /// What rides along with a commit: the version, delivered events, replies nobody will ask for again. A record that
+    /// cannot be read is passed by: no write is the worse for it.
     fn tidy(&self, tx: &mut Tx<'_>) -> Result<(), Fault> {
         let version = tx.commit;
         tx.put(&META, "version", &version)?;
         let delivered = outbox_key(self.outbox.delivered.load(Ordering::Acquire));
         let mut done = Vec::new();
-        tx.scan(&OUTBOX, "", None, |key, _| {
+        tx.scan_past(&OUTBOX, None, |key, entry| {
             let deliver = key <= delivered.as_str();
-            if deliver {
+            if deliver && self.readable(entry).is_some() {
                 done.push(key.to_owned());
             }
             deliver && done.len() < BATCH
@@ -413,8 +418,8 @@ impl Writer {
         let from = format!("{:02x}", (version / 16) % 256);
         let oldest = tx.now.plus_seconds(-KEPT);
         let (mut seen, mut old) = (0, Vec::new());
-        tx.scan(&DONE, "", Some(&from), |key, (when, _)| {
-            if when < oldest {
+        tx.scan_past(&DONE, Some(&from), |key, record| {
+            if self.readable(record).is_some_and(|(when, _)| when < oldest) {
                 old.push(key.to_owned());
             }
             seen += 1;
@@ -425,4 +430,21 @@ impl Writer {
         }
         Ok(())
     }
+
+    /// The record, unless it cannot be read: then it is left to the check, and said once in a life of the writer.
+    fn readable<V>(&self, record: Result<V, Fault>) -> Option<V> {
+        record
+            .map_err(|fault| {
+                let fault = fault.to_string();
+                let mut passed = self.passed.borrow_mut();
+                if !passed.contains(&fault) {
+                    tracing::warn!(%fault, "left as it is: `gantry fsck --repair` mends it");
+                    passed.insert(fault);
+                }
+            })
+            .ok()
+    }
 }
+
+#[cfg(test)]
+mod tests;
