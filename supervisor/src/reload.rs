@@ -7,7 +7,7 @@
 use crate::{graph::SUPERVISOR, options::Plan};
 use contracts::{
     Error, PluginId, Result,
-    plugin::{Change, PluginSpec},
+    plugin::{Change, Limits, PluginSpec},
 };
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,6 +95,17 @@ fn specs(plan: &Plan) -> BTreeMap<&PluginId, &PluginSpec> {
     specs.map(|spec| (&spec.id, spec)).collect()
 }
 
+/// Limits for people: `memory 67108864, cpu 500`.
+fn limited(limits: Limits) -> String {
+    let named = [("memory", limits.memory), ("cpu", limits.cpu.into())];
+    let set = named.iter().filter(|(_, most)| *most > 0);
+    let set: Vec<String> = set.map(|(name, most)| format!("{name} {most}")).collect();
+    match set.is_empty() {
+        true => "none".into(),
+        false => set.join(", "),
+    }
+}
+
 /// Why a plugin must be told anew who it is; empty when it need not.
 fn reasons(old: &Plan, new: &Plan, former: &PluginSpec, spec: &PluginSpec) -> Vec<String> {
     let id = &spec.id;
@@ -105,7 +116,7 @@ fn reasons(old: &Plan, new: &Plan, former: &PluginSpec, spec: &PluginSpec) -> Ve
     let limits = |plan: &Plan| plan.config.limits(id.as_str());
     let (from, to) = (limits(old), limits(new));
     if from != to {
-        why.push(format!("limits: {from:?} → {to:?}"));
+        why.push(format!("limits: {} → {}", limited(from), limited(to)));
     }
     if former.exec != spec.exec {
         let command = |spec: &PluginSpec| spec.exec.clone().unwrap_or_default().join(" ");

@@ -165,7 +165,10 @@ fn rebuild(path: &Path, salvaged: &Salvaged, mark: Option<&Mark>) -> Result<Mend
 }
 
 fn how(salvaged: &Salvaged, after: &Next, records: usize, aside: Option<&str>) -> String {
-    let mut how = format!("rebuilt with {records} records");
+    let mut how = match records {
+        0 => "made anew and empty: what it held is lost".to_owned(),
+        _ => format!("rebuilt with {records} records"),
+    };
     if salvaged.loose > 0 {
         let loose = salvaged.loose;
         how +=

@@ -68,6 +68,11 @@ pub(crate) struct Request {
 pub(crate) struct Later(Rc<RefCell<Vec<LocalBoxFuture<'static, ()>>>>);
 
 impl Later {
+    /// Whether anything waits.
+    pub(crate) fn waits(&self) -> bool {
+        !self.0.borrow().is_empty()
+    }
+
     /// Does what has waited.
     pub(crate) async fn run(self) {
         let steps = std::mem::take(&mut *self.0.borrow_mut());
@@ -75,6 +80,24 @@ impl Later {
             step.await;
         }
     }
+}
+
+/// Refuses a body that nobody would read: who sends one means something by it.
+fn bodiless(http: &HttpRequest, route: &Route) -> Result<()> {
+    let length = http.headers().get(header::CONTENT_LENGTH);
+    let length = length.and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
+    if route.takes.is_some() || route.takes_bytes || length.unwrap_or(0) == 0 {
+        return Ok(());
+    }
+    let path = route.path();
+    let names: Vec<&str> = route.query.iter().map(|param| param.name).collect();
+    let instead = match names.is_empty() {
+        true => "send none".to_owned(),
+        false => format!("say it in the query: {}", names.join(", ")),
+    };
+    Err(Error::invalid(format!(
+        "body: {path} takes none; {instead}"
+    )))
 }
 
 impl Request {
@@ -94,6 +117,7 @@ impl Request {
                 .into_owned()
                 .collect();
         known(&query, route)?;
+        bodiless(&http, route)?;
         let mut request = Self {
             edge,
             ctx: Ctx::new(None),
@@ -281,8 +305,8 @@ impl Request {
         OperationId::new(self.header("idempotency-key")?).ok()
     }
 
-    /// Leaves a step for when the answer is kept, so that a repetition would not miss what it takes away. It is not done
-    /// when the answer cannot be kept.
+    /// Leaves a step for when the answer is kept, so that a repetition would not miss what it takes away. An answer that
+    /// cannot be kept does not stop it: what is asked for once must not stay for ever.
     pub(crate) fn later(&self, step: impl Future<Output = ()> + 'static) {
         self.later.0.borrow_mut().push(Box::pin(step));
     }

@@ -10,10 +10,16 @@ use bus::json::Methods;
 use contracts::{Namespace, PluginId};
 use serde_json::Value;
 
+/// The message of the method, as its contract declares it.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "only its schema is looked at")]
+struct Message {}
+
 pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/call/{method}", call)
             .says("Calls a method by its wire name, content.stat, with its message as JSON; of a contract, or of a program that the manifest names")
+            .takes::<Message>()
             .query(&[
                 param::text("plugin", "Which plugin, for contracts that several answer: snapshots/overlayfs"),
                 param::text("namespace", "On behalf of which namespace"),

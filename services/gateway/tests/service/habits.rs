@@ -465,3 +465,13 @@ async fn a_short_list_has_filters_and_pages_too() {
         .await
         .problem(400, "INVALID_ARGUMENT");
 }
+
+#[actix_rt::test]
+async fn a_body_that_nobody_reads_is_refused_with_the_way_to_say_it() {
+    let edge = World::default().start();
+    let answer = edge.post("/v1/scrub", r#"{"repair": true}"#).await;
+    assert_eq!(answer.status, 400);
+    let detail = answer.text();
+    assert!(detail.contains("/v1/scrub takes none"), "{detail}");
+    assert!(detail.contains("repair"), "{detail}");
+}
