@@ -12,7 +12,6 @@ use serde_json::Value;
 
 /// The message of the method, as its contract declares it.
 #[derive(utoipa::ToSchema)]
-#[expect(dead_code, reason = "only its schema is looked at")]
 struct Message {}
 
 pub(super) fn routes() -> Vec<Route> {
