@@ -5,22 +5,16 @@ use crate::following::Following;
 use crate::growing::Growing;
 use crate::mounts::{self, Target};
 use crate::stream::Compression;
+use crate::telling::{PROGRESS, Tell, attended, place, telling};
 use crate::verifying;
-use bus::{Bus, Ctx, Items, items};
+use bus::{Bus, Ctx, Items};
 use contracts::diff::{Applied, Apply, Applying};
 use contracts::{Code, Digest, Error, Result};
-use futures_util::stream;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-
-/// How often progress is told: often enough for a moving bar.
-pub(crate) const PROGRESS: Duration = Duration::from_millis(100);
-/// Items that may wait for the caller; the next one is simply newer.
-pub(crate) const AHEAD: usize = 4;
 
 /// What an extraction needs.
 pub(crate) struct Work {
@@ -36,39 +30,22 @@ impl Work {
 
     /// Begins; dropping the stream stops the extraction.
     pub(crate) fn start(self, ctx: Ctx, body: Apply) -> Items<Apply> {
-        let (tell, told) = mpsc::channel(AHEAD);
-        actix::spawn(async move {
-            let last = self.run(ctx, body, &tell).await;
-            // a caller that has gone needs no answer
-            let _ = tell.send(last).await;
-        });
-        items(stream::unfold(told, |mut told| async move {
-            told.recv().await.map(|item| (item, told))
-        }))
+        telling::<Apply>(async move |tell| self.run(ctx, body, tell).await)
     }
 
-    async fn run(
-        self,
-        ctx: Ctx,
-        body: Apply,
-        tell: &mpsc::Sender<Result<Applying>>,
-    ) -> Result<Applying> {
+    async fn run(self, ctx: Ctx, body: Apply, tell: &Tell<Apply>) -> Result<Applying> {
         let compression = Compression::of(&body.layer.media_type)?;
         let target = mounts::target(&body.mounts)?;
         let begun = Following::begin(self.bus.clone(), ctx.clone(), &body.layer, body.r#ref);
-        let (source, mut following) = tokio::select! {
-            begun = begun => begun?,
-            () = tell.closed() => return Err(Error::cancelled("the caller has gone")),
-        };
-        let permit = self.room.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
+        let (source, mut following) = attended(tell, begun).await?;
+        let place = place(tell, &self.room).await?;
         let mut options = Options::new(target.whiteouts);
         options.limits = self.limits;
         options.source = Some(following.growth().clone());
         let watch = options.watch.clone();
         let mut work = extraction(source, compression, target, options);
         let done = drive(&mut work, &mut following, &watch, tell).await;
-        drop(permit);
+        drop(place);
         faults::point("diff.apply.extracted");
         let applied = match done {
             Ok(applied) => applied,
@@ -123,7 +100,7 @@ async fn drive(
     work: &mut Extraction,
     following: &mut Following,
     watch: &Watch,
-    tell: &mpsc::Sender<Result<Applying>>,
+    tell: &Tell<Apply>,
 ) -> Result<apply::Applied> {
     let mut clock = tokio::time::interval(PROGRESS);
     let mut lost = None;

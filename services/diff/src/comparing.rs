@@ -1,18 +1,17 @@
 //! One `diff.compare`: a layer is made and written into the content store.
 
 use crate::apply::Watch;
-use crate::applying::{AHEAD, PROGRESS};
 use crate::compare::{self, Compared};
 use crate::stream::Compression;
-use bus::{Bus, Ctx, DEFAULT_DEADLINE, Items, items};
+use crate::telling::{PROGRESS, Tell, place, telling};
+use bus::{Bus, Ctx, DEFAULT_DEADLINE, Items};
 use contracts::content::{Abort, Commit, Write};
 use contracts::diff::{Compare, Comparing};
 use contracts::{Descriptor, Digest, Error, Fd, Labels, Ref, Result};
-use futures_util::stream;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 /// Says on a compressed layer what its diff id is. Source: containerd, labels package.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -30,26 +29,12 @@ impl Work {
 
     /// Begins; dropping the stream stops it.
     pub(crate) fn start(self, ctx: Ctx, body: Compare) -> Items<Compare> {
-        let (tell, told) = mpsc::channel(AHEAD);
-        actix::spawn(async move {
-            let last = self.run(ctx, body, &tell).await;
-            // a caller that has gone needs no answer
-            let _ = tell.send(last).await;
-        });
-        items(stream::unfold(told, |mut told| async move {
-            told.recv().await.map(|item| (item, told))
-        }))
+        telling::<Compare>(async move |tell| self.run(ctx, body, tell).await)
     }
 
-    async fn run(
-        self,
-        ctx: Ctx,
-        body: Compare,
-        tell: &mpsc::Sender<Result<Comparing>>,
-    ) -> Result<Comparing> {
+    async fn run(self, ctx: Ctx, body: Compare, tell: &Tell<Compare>) -> Result<Comparing> {
         let compression = Compression::of(&body.media_type)?;
-        let permit = self.room.clone().acquire_owned().await;
-        let _permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
+        let _place = place(tell, &self.room).await?;
         let r#ref = match &body.r#ref {
             Some(r#ref) => r#ref.clone(),
             None => Ref::new(format!("diff-{}", ctx.operation))?,
@@ -79,7 +64,7 @@ impl Work {
         pipe: Fd,
         compression: Compression,
         body: &Compare,
-        tell: &mpsc::Sender<Result<Comparing>>,
+        tell: &Tell<Compare>,
     ) -> Result<Compared> {
         let pipe = pipe.into_owned();
         let pipe = File::from(pipe.map_err(|e| Error::exhausted(format!("pipe: {e}")))?);

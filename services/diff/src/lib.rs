@@ -34,6 +34,7 @@ mod root;
 mod service;
 mod settle;
 mod stream;
+mod telling;
 mod tree;
 mod verify;
 mod verifying;

@@ -1,24 +1,23 @@
 //! One `diff.verify`: layers are opened, a snapshot is compared with them, its caller watched.
 
 use crate::apply::{Limits, Watch};
-use crate::applying::{AHEAD, PROGRESS};
 use crate::error::{self, shown};
 use crate::mend::{self, Verified};
 use crate::stream::Compression;
+use crate::telling::{PROGRESS, Tell, attended, place, telling};
 use crate::verify::{Bounds, Proof, Subject};
 use crate::{name, root};
-use bus::{Bus, Ctx, Items, items};
+use bus::{Bus, Ctx, Items};
 use contracts::content::{self, Open};
 use contracts::diff::{self, Difference, Verify, Verifying};
 use contracts::{Code, Digest, Error, Result};
-use futures_util::stream;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 /// Longest wait for a blob that the content store reads as a whole before it hands it out.
 const READ: Duration = Duration::from_secs(600);
@@ -39,28 +38,14 @@ pub(crate) struct Work {
 impl Work {
     /// Begins; dropping the stream stops it.
     pub(crate) fn start(self, ctx: Ctx, body: Verify) -> Items<Verify> {
-        let (tell, told) = mpsc::channel(AHEAD);
-        actix::spawn(async move {
-            let last = self.run(ctx, body, &tell).await;
-            // a caller that has gone needs no answer
-            let _ = tell.send(last).await;
-        });
-        items(stream::unfold(told, |mut told| async move {
-            told.recv().await.map(|item| (item, told))
-        }))
+        telling::<Verify>(async move |tell| self.run(ctx, body, tell).await)
     }
 
-    async fn run(
-        self,
-        ctx: Ctx,
-        body: Verify,
-        tell: &mpsc::Sender<Result<Verifying>>,
-    ) -> Result<Verifying> {
-        let permit = self.room.clone().acquire_owned().await;
-        let _permit = permit.map_err(|_| Error::unavailable("diff: this plugin is stopping"))?;
+    async fn run(self, ctx: Ctx, body: Verify, tell: &Tell<Verify>) -> Result<Verifying> {
+        let place = place(tell, &self.room).await?;
         let mut proofs = Vec::new();
         for proof in &body.layers {
-            proofs.push(self.proof(&ctx, proof).await?);
+            proofs.push(attended(tell, self.proof(&ctx, proof)).await?);
         }
         let bounds = Bounds {
             limits: self.limits,
@@ -76,7 +61,9 @@ impl Work {
             }
             Ok(verified)
         });
-        match watched(&mut work, &watch, tell).await {
+        let done = watched(&mut work, &watch, tell).await;
+        drop(place);
+        match done {
             Ok(verified) => Ok(answer(verified)),
             Err(error) if error.is(Code::DataLoss) => {
                 for proof in &body.layers {
@@ -130,11 +117,7 @@ impl Read for Whole {
 type Comparison = tokio::task::JoinHandle<error::Result<Verified>>;
 
 /// Waits for the comparison, tells its progress, and stops it when the caller goes.
-async fn watched(
-    work: &mut Comparison,
-    watch: &Watch,
-    tell: &mpsc::Sender<Result<Verifying>>,
-) -> Result<Verified> {
+async fn watched(work: &mut Comparison, watch: &Watch, tell: &Tell<Verify>) -> Result<Verified> {
     let mut clock = tokio::time::interval(PROGRESS);
     loop {
         tokio::select! {
