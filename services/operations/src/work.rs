@@ -12,6 +12,7 @@ mod push;
 mod remove;
 mod scrub;
 mod unpack;
+mod way;
 
 use crate::run::{Run, undone};
 use contracts::content::Abort;

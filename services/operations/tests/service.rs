@@ -26,6 +26,10 @@ use std::{cell::RefCell, rc::Rc};
 type Asked = Rc<RefCell<Vec<String>>>;
 
 fn node(dir: &tempfile::TempDir, asked: &Asked) -> Result<LocalNode> {
+    around(dir, asked, sound())
+}
+
+fn around(dir: &tempfile::TempDir, asked: &Asked, content: Fake<Content>) -> Result<LocalNode> {
     let said = |word: &'static str| {
         let asked = asked.clone();
         move || asked.borrow_mut().push(word.to_owned())
@@ -83,7 +87,7 @@ fn node(dir: &tempfile::TempDir, asked: &Asked) -> Result<LocalNode> {
                 version: 1,
             })
         }))
-        .fake(sound())
+        .fake(content)
         .fake(Fake::<Snapshots>::new("overlayfs").on(|_, _: Snapshots_| {
             Ok(Page {
                 items: Vec::new(),
@@ -346,4 +350,49 @@ fn sound() -> Fake<Content> {
             }),
             _ => Err(contracts::Error::precondition("the next pull")),
         })
+}
+
+/// A content store with `findings` in each of its steps, and no end of them.
+fn endless(findings: usize) -> Fake<Content> {
+    Fake::<Content>::new("local").on(move |_, _: Check| {
+        let missing = |number| Finding {
+            damage: Damage::Missing,
+            namespace: None,
+            subject: format!("blob {number}"),
+            what: "is missing".into(),
+            cure: Cure::Fetch,
+        };
+        Ok(Checked {
+            findings: (0..findings).map(missing).collect(),
+            bytes: 0,
+            things: 1,
+            next: "again".into(),
+        })
+    })
+}
+
+#[actix_rt::test]
+async fn an_owner_that_never_ends_is_left_and_the_log_is_not_flooded() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Asked::default());
+    let node = around(&dir, &asked, endless(700)).unwrap();
+    let seen = scrubbed(&node.bus(), false).await;
+    assert_eq!(seen.found, 1400, "two steps, the second goes in a circle");
+    let reasons = &seen.unchecked;
+    let said = |what: &str| reasons.iter().any(|reason| reason.contains(what));
+    assert!(said("content/local: ") && said("circle"), "{reasons:?}");
+    assert!(said("/integrity/found: 400 more"), "{reasons:?}");
+    let found = || {
+        let asked = asked.borrow();
+        asked
+            .iter()
+            .filter(|told| *told == "/integrity/found")
+            .count()
+    };
+    for _ in 0..10_000 {
+        if found() >= 1000 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    assert_eq!(found(), 1000);
 }

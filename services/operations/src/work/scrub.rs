@@ -8,6 +8,7 @@
 use super::origin;
 use super::prove::{self, Chain};
 use super::unpack::{steps, steps_of};
+use super::way::Way;
 use crate::run::Run;
 use contracts::diff::Verified;
 use contracts::integrity::{Check, Checked, Cure, Damage, Finding, Integrity, Mend};
@@ -25,6 +26,8 @@ const MOST: usize = 100;
 const TEXT: usize = 32 << 10;
 /// Reasons of one result.
 const REASONS: usize = 20;
+/// Events of one topic in one scrub: the log forgets others for them.
+const TOLD: u64 = 1000;
 
 /// Looks at everything. Errors: the journal cannot be written; what could not be checked is in the result.
 pub(super) async fn scrub(run: &Run, asked: &Scrub) -> Result<Scrubbed> {
@@ -52,6 +55,7 @@ pub(super) async fn scrub(run: &Run, asked: &Scrub) -> Result<Scrubbed> {
         run.journal.scrubbed().await?;
     }
     faults::point("operations.scrub.noted");
+    sum.close();
     sum.result.micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     Ok(sum.result)
 }
@@ -61,11 +65,16 @@ fn is_whole(asked: &Scrub) -> bool {
     asked.deep && asked.namespace.is_none()
 }
 
+/// What a scrub tells.
+const TOPICS: [&str; 2] = ["/integrity/found", "/integrity/mended"];
+
 /// What was found so far.
 #[derive(Default)]
 struct Sum {
     result: Scrubbed,
     text: usize,
+    /// Events of what was found, and of what was mended, told or not.
+    events: [u64; 2],
 }
 
 impl Sum {
@@ -75,12 +84,30 @@ impl Sum {
         if self.result.findings.len() < MOST && self.text < TEXT {
             self.result.findings.push(finding.clone());
         }
-        run.journal.tell("/integrity/found", finding.clone()).await
+        self.tell(run, 0, finding).await
     }
 
     async fn mended(&mut self, run: &Run, finding: &Finding) -> Result<()> {
         self.result.mended += 1;
-        run.journal.tell("/integrity/mended", finding.clone()).await
+        self.tell(run, 1, finding).await
+    }
+
+    async fn tell(&mut self, run: &Run, which: usize, finding: &Finding) -> Result<()> {
+        self.events[which] += 1;
+        match self.events[which] <= TOLD {
+            true => run.journal.tell(TOPICS[which], finding.clone()).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Says of how much there was no event.
+    fn close(&mut self) {
+        for (topic, events) in TOPICS.into_iter().zip(self.events) {
+            if let more @ 1.. = events.saturating_sub(TOLD) {
+                let why = format!("{topic}: {more} more than the {TOLD} that have an event");
+                self.result.unchecked.push(why);
+            }
+        }
     }
 
     /// A store that cannot be read is a finding, too.
@@ -110,7 +137,7 @@ impl Sum {
 
 /// One owner looks at its own disk.
 async fn check(run: &Run, asked: &Scrub, owner: &PluginId, sum: &mut Sum) -> Result<()> {
-    let (mut token, mut bytes) = (String::new(), 0);
+    let (mut token, mut bytes, mut way) = (String::new(), 0, Way::default());
     loop {
         let began = Instant::now();
         let step = Check {
@@ -134,6 +161,7 @@ async fn check(run: &Run, asked: &Scrub, owner: &PluginId, sum: &mut Sum) -> Res
             faults::point("operations.scrub.checked");
             return Ok(());
         }
+        way.on(&checked.next)?;
         token = checked.next;
         rest(run, began.elapsed()).await;
     }
