@@ -88,17 +88,15 @@ impl Edge {
     }
 }
 
-/// Lets the handler answer; what it left for later is done when a repetition would get that answer.
+/// Lets the handler answer; what it left for later is done when the answer is kept, as far as it can be.
 async fn answered(key: Option<Key>, request: Request, route: &Route) -> HttpResponse {
     let later = request.later.clone();
     let answer = (route.handler)(request).await;
-    let (response, settled) = match key {
-        Some(key) => key.settle(answer).await,
-        None => (answer.unwrap_or_else(|problem| problem.response()), true),
+    let response = match key {
+        Some(key) => key.settle(answer, later.waits()).await,
+        None => answer.unwrap_or_else(|problem| problem.response()),
     };
-    if settled {
-        later.run().await;
-    }
+    later.run().await;
     response
 }
 

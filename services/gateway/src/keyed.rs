@@ -3,7 +3,8 @@
 //! The key is bound to the request before anything is done, and the answer is kept before it is sent; both belong to
 //! `operations`, for an edge owns no state. Between the two every owner knows the calls by their operation ids, which are
 //! derived from the key, so a repetition meets what its first has done. A refusal frees the key: nothing was changed. Where
-//! that is not sure, for something ran out or was cancelled on the way, the key stays bound.
+//! that is not sure, for something ran out or was cancelled on the way, the key stays bound. Where the request leaves
+//! nothing behind that a repetition could collect, and its answer is too large, a refusal that says so is kept instead.
 //!
 //! Source: IETF draft-ietf-httpapi-idempotency-key-header.
 
@@ -16,7 +17,7 @@ use actix_web::body::MessageBody;
 use actix_web::http::{StatusCode, header};
 use bus::Ctx;
 use contracts::operations::{Answer, Claim, Settle};
-use contracts::{Code, OperationId};
+use contracts::{Code, Error, OperationId};
 use std::rc::Rc;
 
 /// Largest answer that is kept, in bytes: with its headers it must fit a frame.
@@ -124,24 +125,22 @@ fn again(answer: &Answer) -> HttpResponse {
 }
 
 impl Key {
-    /// Keeps the answer before it is sent. Says whether a repetition will get it.
-    pub(crate) async fn settle(self, answer: Answered) -> (HttpResponse, bool) {
+    /// Keeps the answer before it is sent; `once` says that nobody could make it again.
+    pub(crate) async fn settle(self, answer: Answered, once: bool) -> HttpResponse {
         faults::point("gateway.keyed.done");
         let response = answer.unwrap_or_else(|problem| problem.response());
         let (response, kept) = whole(response);
-        let settled = match (kept, response.status()) {
+        let kept = kept.or_else(|| once.then(instead).flatten());
+        match (kept, response.status()) {
             (Some(kept), status) if status.is_success() => self.keep(Some(kept)).await,
-            (_, status) if is_refusal(status) => {
-                self.keep(None).await;
-                false
-            }
-            _ => false,
-        };
+            (_, status) if is_refusal(status) => self.keep(None).await,
+            _ => {}
+        }
         faults::point("gateway.keyed.settled");
-        (response, settled)
+        response
     }
 
-    async fn keep(&self, answer: Option<Answer>) -> bool {
+    async fn keep(&self, answer: Option<Answer>) {
         let settle = Settle {
             key: self.key.clone(),
             answer,
@@ -149,17 +148,32 @@ impl Key {
         // The time that was allowed may have gone into the work.
         let ctx = self.ctx.clone().with_deadline(bus::DEFAULT_DEADLINE);
         let settled = self.edge.bus.call(&ctx, settle).await;
-        if let Err(error) = &settled {
+        if let Err(error) = settled {
             tracing::warn!(key = %self.key, %error, "an answer is not kept; owners still know the operation");
         }
-        settled.is_ok()
     }
 }
 
 /// Whether a status says that nothing was changed, not even half of it.
 fn is_refusal(status: StatusCode) -> bool {
-    let unsure = [StatusCode::TOO_MANY_REQUESTS.as_u16(), CANCELLED];
-    status.is_client_error() && !unsure.contains(&status.as_u16())
+    let unsure = [StatusCode::TOO_MANY_REQUESTS, StatusCode::GONE];
+    status.is_client_error() && status.as_u16() != CANCELLED && !unsure.contains(&status)
+}
+
+/// The answer to a repetition of what was done and cannot be told again.
+pub(crate) fn done_before(why: impl std::fmt::Display) -> Problem {
+    let error = Error::not_found(format!(
+        "{why}; what was asked for HAS been done: send it under another key to have it done once more"
+    ));
+    Problem::with_status(StatusCode::GONE, error)
+}
+
+/// What is kept in place of an answer that is too large.
+fn instead() -> Option<Answer> {
+    let problem = done_before(format_args!(
+        "answer: was larger than the {KEPT} bytes that are kept for a repetition"
+    ));
+    whole(problem.response()).1
 }
 
 /// The answer as it is kept, when all of it is here and not too large.
@@ -212,7 +226,11 @@ mod tests {
     fn a_key_stays_bound_unless_its_request_was_refused_for_sure() {
         let frees = |status| is_refusal(StatusCode::from_u16(status).unwrap());
         assert!([400, 404, 409, 412, 416].into_iter().all(frees));
-        assert!(![200, 202, 429, 499, 500, 503, 504].into_iter().any(frees));
+        assert!(
+            ![200, 202, 410, 429, 499, 500, 503, 504]
+                .into_iter()
+                .any(frees)
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::tasks::KillBody;
 use crate::convert::task::{ExecView, ExitView, RanView};
 use crate::convert::text;
 use crate::errors::{Answer, Problem};
+use crate::keyed;
 use crate::lists;
 use crate::param;
 use crate::request::{Request, created, nothing, ok};
@@ -14,7 +15,7 @@ use bus::{Bus, Ctx};
 use contracts::tasks::{
     Delete, Exec, ExecInfo, ExecProcess, Execs, Kill, Logs, Start, Stdio, Wait,
 };
-use contracts::{ContainerId, Error, ExecId, Result};
+use contracts::{Code, ContainerId, Error, ExecId, Result};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,7 +27,7 @@ const COLLECTED: usize = 1024 * 1024;
 pub(super) fn routes() -> Vec<Route> {
     vec![
         post("/v1/namespaces/{ns}/tasks/{id}:exec", exec)
-            .says("Adds and starts a process; with wait=true answers its exit code and output, and removes it")
+            .says("Adds and starts a process; with wait=true answers its exit code and output, and removes it. A repetition with the same Idempotency-Key gets that answer again up to 48 KiB, of a larger one 410: the command has run")
             .query(&[WAIT])
             .takes::<ExecBody>()
             .answers::<RanView>()
@@ -93,7 +94,7 @@ async fn exec(mut request: Request) -> Answer {
             let collected = collect(&request, &id, &exec).await;
             let (ctx, bus) = (request.ctx.clone(), request.bus().clone());
             if collected.is_ok() && request.key().is_some() {
-                // A repetition collects it again, as long as the answer is not kept.
+                // After a crash before the answer is kept, a repetition collects it again.
                 request.later(async move { drop(delete_exec(&bus, &ctx, &id, &exec, true).await) });
                 return ok(collected?);
             }
@@ -145,9 +146,22 @@ async fn begin(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<()>
 }
 
 /// Runs an added process to its end and reads what it wrote.
-async fn collect(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<RanView> {
+async fn collect(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<RanView, Problem> {
     let _waiting = request.edge.waits.enter()?;
     begin(request, id, exec).await?;
+    let ran = ran(request, id, exec).await;
+    ran.map_err(|error| match error.code {
+        // It was begun, perhaps by this request's first, and is removed by now.
+        Code::NotFound if request.key().is_some() => keyed::done_before(format_args!(
+            "{}, and what it wrote is not kept",
+            error.message
+        )),
+        _ => error.into(),
+    })
+}
+
+/// Waits for the end of what was begun.
+async fn ran(request: &Request, id: &ContainerId, exec: &ExecId) -> Result<RanView> {
     let long = request.long()?;
     let wait = Wait {
         id: id.clone(),

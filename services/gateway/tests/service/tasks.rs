@@ -2,6 +2,7 @@
 
 use crate::support::{Edge, World};
 use bus::testing::Fake;
+use contracts::operations::{Claim, Claimed, Operations, Settle};
 use contracts::tasks::{
     Delete, Exec, Exit, Kill, LogBatch, LogLine, Logs, Start, Status, Task, Tasks, Wait,
 };
@@ -174,6 +175,113 @@ async fn an_exec_that_is_waited_for_is_collected_and_removed() {
     );
     assert_eq!(steps.borrow()[..], ["add e", "start", "remove e"]);
     edge.post(path, "{}").await.problem(400, "INVALID_ARGUMENT");
+}
+
+/// A task in which a command writes `output`, once; notes what is done to the process.
+fn running(output: usize, steps: &Rc<RefCell<Vec<&'static str>>>) -> Fake<Tasks> {
+    let (added, gone, removed) = (steps.clone(), steps.clone(), steps.clone());
+    Fake::new("local")
+        .on(move |_, _: Exec| {
+            added.borrow_mut().push("add");
+            Ok(())
+        })
+        .on(|_, start: Start| {
+            Ok(Task {
+                id: start.id.clone(),
+                container: start.id,
+                pid: 1,
+                status: Status::Running,
+                exit_code: None,
+                exited_at: None,
+                reason: String::new(),
+                created_at: Timestamp(0),
+                tty: false,
+            })
+        })
+        .on(move |_, _: Wait| match gone.borrow().contains(&"remove") {
+            true => Err(Error::not_found("task a: has no added process e")),
+            false => Ok(exit(0)),
+        })
+        .stream(move |_, _: Logs| {
+            Ok(vec![LogBatch {
+                lines: vec![line(1, false, &vec![b'x'; output], true)],
+            }])
+        })
+        .on(move |_, _: Delete| {
+            removed.borrow_mut().push("remove");
+            Ok(exit(0))
+        })
+}
+
+/// Keeps answers, when `keeps`.
+fn keeping(keeps: bool) -> Fake<Operations> {
+    let kept: Rc<RefCell<Option<contracts::operations::Answer>>> = Rc::default();
+    let asked = kept.clone();
+    Fake::new("local")
+        .on(move |_, _: Claim| {
+            Ok(Claimed {
+                answer: asked.borrow().clone(),
+            })
+        })
+        .on(move |_, settle: Settle| match keeps {
+            true => {
+                kept.replace(settle.answer);
+                Ok(())
+            }
+            false => Err(Error::unavailable("operations: is away")),
+        })
+}
+
+/// The same keyed exec twice, and what was done for both.
+async fn twice(output: usize, keeps: bool) -> (u16, crate::support::Answer, Vec<&'static str>) {
+    let steps = Rc::default();
+    let edge = World {
+        tasks: Some(running(output, &steps)),
+        operations: keeping(keeps),
+        ..World::default()
+    }
+    .start();
+    let path = "/v1/namespaces/default/tasks/a:exec?wait=true";
+    let send = async || {
+        let ask = edge.ask("POST", path).header("idempotency-key", "k");
+        ask.body(r#"{"id":"e","args":["id"]}"#).send().await
+    };
+    let first = send().await.status.as_u16();
+    let second = send().await;
+    let steps = steps.borrow().clone();
+    (first, second, steps)
+}
+
+#[actix_rt::test]
+async fn a_keyed_exec_is_removed_and_its_answer_given_again() {
+    let (first, second, steps) = twice(10, true).await;
+    assert_eq!((first, second.status.as_u16()), (200, 200));
+    assert_eq!(second.json()["stdout"], "xxxxxxxxxx\n");
+    assert_eq!(steps, ["add", "remove"]);
+}
+
+#[actix_rt::test]
+async fn a_keyed_exec_whose_answer_is_too_large_to_keep_is_removed_and_a_repetition_says_that_it_has_run()
+ {
+    let (first, second, steps) = twice(64 << 10, true).await;
+    assert_eq!(first, 200);
+    let said = second.problem(410, "NOT_FOUND");
+    assert!(
+        said.contains("49152 bytes") && said.contains("HAS been done"),
+        "{said}"
+    );
+    assert_eq!(steps, ["add", "remove"]);
+}
+
+#[actix_rt::test]
+async fn a_keyed_exec_whose_answer_cannot_be_kept_is_removed_all_the_same() {
+    let (first, second, steps) = twice(10, false).await;
+    assert_eq!((first, steps[..2].to_vec()), (200, vec!["add", "remove"]));
+    let said = second.problem(410, "NOT_FOUND");
+    assert!(
+        said.contains("process e") && said.contains("HAS been done"),
+        "{said}"
+    );
 }
 
 #[actix_rt::test]
