@@ -364,7 +364,7 @@ async fn judge(
             namespace: run.ctx().namespace.clone(),
             subject: format!("{driver} {name} /{}", difference.path),
             what: difference.what,
-            cure: Cure::Fetch,
+            cure: Cure::Rebuild,
         };
         sum.found(run, &finding).await?;
         if whole && asked.repair {
