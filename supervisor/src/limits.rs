@@ -3,9 +3,10 @@
 //! A process whose plugins have limits is put into `gantry-plugins-STATE/PLUGIN` below the supervisor's own cgroup, in the
 //! memory and cpu hierarchies of version 1 or in the one of version 2, before it is told who it is. The folder stays
 //! over the lives of the process, so that its count of kills tells why one ended, and goes with the node. In version 2 a
-//! cgroup with processes cannot hand controllers on: those beside the supervisor are then moved into a leaf. Where a
-//! kernel or its owner does not allow any of this, the process runs without limits, and says why. What a plugin reads and
-//! writes through the page cache counts as its memory, but is given back under pressure.
+//! cgroup with processes cannot hand controllers on: the supervisor and what descends from it then move into a leaf. Where
+//! others share the cgroup, as a shell does from which a daemon was started, nobody is moved: a node with limits wants one
+//! of its own. Where that, a kernel or its owner does not allow any of this, the process runs without limits, and says
+//! why. What a plugin reads and writes through the page cache counts as its memory, but is given back under pressure.
 //!
 //! Source: kernel, `cgroup-v1/memory.rst`, `scheduler/sched-bwc.rst`, `cgroup-v2.rst`.
 
@@ -23,8 +24,12 @@ const LEAST_MEMORY: u64 = 1 << 20;
 const LEAST_CPU: u32 = 10;
 /// Microseconds over which CPU time is counted.
 const PERIOD: u64 = 100_000;
-/// What the processes beside the supervisor are moved to in version 2.
+/// What the supervisor and its other processes are moved to in version 2.
 const LEAF: &str = "gantry-others";
+/// How often is looked for what is to be moved.
+const PASSES: usize = 3;
+/// The longest line of parents that is followed.
+const DEEPEST: usize = 64;
 /// The kernel allows 255 bytes.
 const LONGEST_NAME: usize = 128;
 
@@ -264,7 +269,11 @@ fn place(mounts: &str, own: &str, controller: Option<&str>) -> Option<Place> {
         };
         is.then_some(path)
     })?;
-    let inside = Path::new(path).strip_prefix(root).ok()?;
+    let mut inside = Path::new(path).strip_prefix(root).ok()?;
+    // Who stepped aside in an earlier life, or was started from there, still belongs above.
+    while inside.ends_with(LEAF) {
+        inside = inside.parent()?;
+    }
     let folder = Path::new(mount).join(inside);
     Some(Place {
         folder,
@@ -392,30 +401,83 @@ fn limit_cpu(home: &Home, thousandths: u32) -> Result<(), String> {
 fn hand_on(folder: &Path, controller: &str) -> Result<(), String> {
     let file = folder.join("cgroup.subtree_control");
     let word = format!("+{controller}");
+    let busy = |e: &io::Error| e.kind() == ErrorKind::ResourceBusy;
     match fs::write(&file, &word) {
-        Ok(()) => Ok(()),
-        Err(e) if e.kind() == ErrorKind::ResourceBusy => {
-            let moved = step_aside(folder);
-            moved.map_err(|e| format!("{}: {e}", folder.display()))?;
-            write(&file, &word)
-        }
-        Err(e) => Err(format!("{}: {e}", file.display())),
+        Err(e) if busy(&e) => step_aside(folder, std::process::id(), parent_of)?,
+        other => return other.map_err(|e| format!("{}: {e}", file.display())),
     }
+    fs::write(&file, &word).map_err(|e| match busy(&e) {
+        true => shared(folder, "some"),
+        false => format!("{}: {e}", file.display()),
+    })
 }
 
-/// Moves every process of a folder into a leaf below it.
-fn step_aside(folder: &Path) -> io::Result<()> {
+/// Moves the supervisor and what descends from it into a leaf below a folder; nothing when others are there too: a
+/// daemon that was started by hand shares the cgroup of its user's session, which is not ours to move.
+fn step_aside(folder: &Path, own: u32, parent: impl Fn(u32) -> Option<u32>) -> Result<(), String> {
     let leaf = folder.join(LEAF);
-    fs::create_dir_all(&leaf)?;
-    let pids = fs::read_to_string(folder.join("cgroup.procs"))?;
-    for pid in pids.lines() {
-        match fs::write(leaf.join("cgroup.procs"), pid) {
-            // It has ended meanwhile.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {}
-            other => other?,
+    // What is moved may just now have begun another.
+    for _ in 0..PASSES {
+        let (ours, strangers) = sorted(&here(folder)?, own, &parent);
+        if !strangers.is_empty() {
+            return Err(shared(folder, &strangers.join(", ")));
+        }
+        if ours.is_empty() {
+            break;
+        }
+        fs::create_dir_all(&leaf).map_err(|e| format!("{}: {e}", leaf.display()))?;
+        for pid in ours {
+            move_to(&leaf, pid)?;
         }
     }
     Ok(())
+}
+
+fn here(folder: &Path) -> Result<String, String> {
+    let file = folder.join("cgroup.procs");
+    fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+fn move_to(leaf: &Path, pid: u32) -> Result<(), String> {
+    let file = leaf.join("cgroup.procs");
+    match fs::write(&file, pid.to_string()) {
+        // It has ended meanwhile.
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(()),
+        other => other.map_err(|e| format!("{}: {e}", file.display())),
+    }
+}
+
+/// The processes of a folder that are `own` or descend from it, and the strangers. Who has no parent any more has ended,
+/// but 0 stands for a process outside of our pid namespace.
+fn sorted(pids: &str, own: u32, parent: &impl Fn(u32) -> Option<u32>) -> (Vec<u32>, Vec<String>) {
+    let (mut ours, mut strangers) = (Vec::new(), Vec::new());
+    for pid in pids.lines().filter_map(|line| line.trim().parse().ok()) {
+        let mut line = std::iter::successors(Some(pid), |&pid| parent(pid)).take(DEEPEST);
+        if line.any(|pid| pid == own) {
+            ours.push(pid);
+        } else if pid == 0 || parent(pid).is_some() {
+            strangers.push(pid.to_string());
+        }
+    }
+    (ours, strangers)
+}
+
+fn shared(folder: &Path, strangers: &str) -> String {
+    format!(
+        "{}: has processes that are not the node's own ({strangers}): run the daemon in a cgroup of its own, for example \
+         in a systemd unit with Delegate=yes",
+        folder.display()
+    )
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    parent_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The parent in the text of a `stat`: its name may have spaces and brackets. Source: proc_pid_stat(5).
+fn parent_in(stat: &str) -> Option<u32> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    behind.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn write(file: &Path, text: &str) -> Result<(), String> {

@@ -120,11 +120,69 @@ fn what_cannot_be_limited_is_said_and_the_rest_is_limited() {
     );
 }
 
-#[test]
-fn processes_beside_the_supervisor_step_aside_into_a_leaf() {
+/// A cgroup that looks as if these were in it, of a machine where 10 is a shell, 12 its daemon and 15 a plugin's child.
+fn crowd(pids: &str) -> (tempfile::TempDir, impl Fn(u32) -> Option<u32>) {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("cgroup.procs"), "12\n").unwrap();
-    step_aside(folder.path()).unwrap();
-    let moved = folder.path().join(LEAF).join("cgroup.procs");
-    assert_eq!(fs::read_to_string(moved).unwrap(), "12");
+    fs::write(folder.path().join("cgroup.procs"), pids).unwrap();
+    let parent = |pid| match pid {
+        10 => Some(1),
+        11 | 12 => Some(10),
+        13 | 14 => Some(12),
+        15 => Some(13),
+        1 => Some(0),
+        _ => None,
+    };
+    (folder, parent)
+}
+
+#[test]
+fn the_supervisor_and_its_own_step_aside_into_a_leaf() {
+    for (pids, last) in [("12\n", "12"), ("12\n13\n15\n", "15"), ("12\n99\n", "12")] {
+        let (folder, parent) = crowd(pids);
+        step_aside(folder.path(), 12, parent).unwrap();
+        let moved = folder.path().join(LEAF).join("cgroup.procs");
+        assert_eq!(fs::read_to_string(moved).unwrap(), last, "99 has ended");
+    }
+}
+
+#[test]
+fn a_session_that_shares_the_cgroup_stays_where_it_is_and_the_way_out_is_said() {
+    for (pids, strangers) in [("10\n12\n11\n13\n", "10, 11"), ("0\n12\n", "0")] {
+        let (folder, parent) = crowd(pids);
+        let why = step_aside(folder.path(), 12, parent).unwrap_err();
+        assert!(
+            why.contains(&format!("not the node's own ({strangers})")),
+            "{why}"
+        );
+        assert!(why.contains("Delegate=yes"), "{why}");
+        assert!(why.contains(&folder.path().display().to_string()), "{why}");
+        assert!(!folder.path().join(LEAF).exists(), "nothing was moved");
+    }
+}
+
+#[test]
+fn a_parent_is_found_whatever_a_process_calls_itself() {
+    assert_eq!(parent_in("7 (a b) S 3) R 12 7 7 0"), Some(12));
+    assert_eq!(parent_in("7 (a"), None);
+    assert_eq!(
+        parent_of(std::process::id()),
+        Some(std::os::unix::process::parent_id())
+    );
+}
+
+#[test]
+fn a_supervisor_that_starts_in_the_leaf_does_not_nest_deeper() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("cgroup.controllers"), "memory\n").unwrap();
+    let shown = folder.path().display();
+    let mounts = format!("33 24 0:29 / {shown} rw - cgroup2 cgroup2 rw\n");
+    for own in [
+        "0::/\n",
+        "0::/gantry-others\n",
+        "0::/gantry-others/gantry-others\n",
+    ] {
+        let found = Cgroups::of(&mounts, own, Path::new("/s"));
+        let memory = found.memory.unwrap();
+        assert_eq!(memory.folder, folder.path(), "{own}");
+    }
 }
