@@ -19,9 +19,18 @@ pub(crate) async fn boot() -> Outcome<(f64, f64)> {
     Ok((time, memory))
 }
 
+/// A node that syncs neither blobs nor layers, to see what that costs.
+pub(crate) fn unsynced() -> Setup {
+    ["content/local", "diff/local", "snapshots/overlayfs"]
+        .into_iter()
+        .fold(Setup::default(), |setup, plugin| {
+            setup.config(&format!("[plugins.\"{plugin}\"]\nsync = false"))
+        })
+}
+
 /// Returns the time, and the folder that must not be deleted before the last measurement.
-pub(crate) async fn pull(image: &str) -> Outcome<(f64, TempDir)> {
-    let node = Node::start().await?;
+pub(crate) async fn pull(image: &str, setup: Setup) -> Outcome<(f64, TempDir)> {
+    let node = Node::start_with(setup).await?;
     let (time, _) = timed(node.pull(image)).await?;
     Ok((time, node.stop_and_keep().await?))
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use integration::Outcome;
 use integration::image::{Packed, sample};
-use integration::node;
+use integration::node::{self, Setup};
 use integration::registry::Registry;
 
 use report::{Report, Unit};
@@ -127,15 +127,20 @@ async fn boot(plan: &Plan, report: &mut Report) -> Outcome {
 /// Pulls and unpacks the large image, each time in a new node whose folder stays until the end.
 async fn pull(plan: &Plan, images: &Images, report: &mut Report) -> Outcome {
     const NAME: &str = "pull and unpack of 10 layers";
+    const UNSYNCED: &str = "the same with sync = false; containerd as above";
     let mut folders = Vec::new();
     for round in 0..plan.rounds {
         eprintln!("pull {}/{}", round + 1, plan.rounds);
-        let (time, kept) = gantry::pull(&images.large.0).await?;
+        let (time, kept) = gantry::pull(&images.large.0, Setup::default()).await?;
         folders.push(kept);
         report.gantry(NAME, Unit::Milliseconds, time);
         let (time, kept) = peer::pull(&images.large.0).await?;
         folders.push(kept);
         report.containerd(NAME, Unit::Milliseconds, time);
+        report.containerd(UNSYNCED, Unit::Milliseconds, time);
+        let (time, kept) = gantry::pull(&images.large.0, gantry::unsynced()).await?;
+        folders.push(kept);
+        report.gantry(UNSYNCED, Unit::Milliseconds, time);
     }
     Ok(())
 }
