@@ -82,11 +82,14 @@ impl Later {
     }
 }
 
+/// Bytes of the shortest JSON object that says something: `{"a":0}`. Clients often send `{}` or `null` where nothing is asked.
+const SAYS_SOMETHING: u64 = 7;
+
 /// Refuses a body that nobody would read: who sends one means something by it.
 fn bodiless(http: &HttpRequest, route: &Route) -> Result<()> {
     let length = http.headers().get(header::CONTENT_LENGTH);
     let length = length.and_then(|text| text.to_str().ok()?.parse::<u64>().ok());
-    if route.takes.is_some() || route.takes_bytes || length.unwrap_or(0) == 0 {
+    if route.takes.is_some() || route.takes_bytes || length.unwrap_or(0) < SAYS_SOMETHING {
         return Ok(());
     }
     let path = route.path();

@@ -474,4 +474,7 @@ async fn a_body_that_nobody_reads_is_refused_with_the_way_to_say_it() {
     let detail = answer.text();
     assert!(detail.contains("/v1/scrub takes none"), "{detail}");
     assert!(detail.contains("repair"), "{detail}");
+    let id = "/v1/plugins/images/local:restart";
+    let nothing = edge.post(id, "{}").await;
+    assert!(!nothing.text().contains("takes none"), "{}", nothing.text());
 }
